@@ -1,0 +1,1 @@
+"""Parts that say which pixels of a sample are which entity: `Annotator`."""

@@ -1,0 +1,37 @@
+"""The contract of an annotator."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+from torch import nn
+
+from ovseg.structures import Annotation, DiffusionSample
+from ovseg.vocabulary import Vocabulary
+
+
+class Annotator(nn.Module, ABC):
+    """Say which pixels of a sample are which of its entities.
+
+    A detector looks at ``sample.images`` and knows some classes; a grounder looks at
+    ``sample.features`` and knows every name. Always in eval mode, without gradients.
+    """
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Tell the annotator which classes there are; called once, before `annotate`."""
+        self.vocabulary = vocabulary
+
+    @abstractmethod
+    def annotate(self, sample: DiffusionSample) -> Annotation:
+        """Return masks ``(B, K, H, W)`` in [0, 1] at image size, scores and found ``(B, K)``.
+
+        An entity that the annotator does not know, or was not asked for, is not found.
+        """
+
+    @abstractmethod
+    def describe(self) -> dict:
+        """Return JSON-ready facts for `dataset.json`.
+
+        ``requested_classes``: ids that it was asked for; ``trained_on``: ids whose masks it has
+        been trained with; ``source``; ``digest``.
+        """

@@ -1,0 +1,1 @@
+"""Lightning callbacks: the shard writer and the image logger."""

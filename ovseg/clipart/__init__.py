@@ -1,0 +1,1 @@
+"""The embedded clip-art world: drawn scenes, captions, and models trained on them."""

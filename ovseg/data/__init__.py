@@ -1,0 +1,1 @@
+"""Prompts, streams of annotated samples, and the DataModule that feeds them."""

@@ -1,0 +1,40 @@
+"""The contract of a stream of batches."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+
+from torch.utils.data import Dataset
+
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.structures import Batch
+from ovseg.vocabulary import Vocabulary
+
+
+class Stream(Dataset, ABC):
+    """A map-style dataset that is asked for whole batches: ``stream[[3, 1, 2]]`` is a `Batch`.
+
+    Which positions form a batch, and on which rank, is the samplers' business
+    (`ovseg.data.samplers`); a stream only says how many samples there are.
+    """
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Tell the stream (and the parts it holds) which classes there are."""
+        self.vocabulary = vocabulary
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of samples."""
+
+    @abstractmethod
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        """Return the samples at these positions, on CPU, without touching a backbone."""
+
+    def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
+        """Add what needs the device: called after transfer, without gradients.
+
+        A live stream samples and annotates here. With a backbone, every stream adds `entities` and
+        `features`.
+        """
+        return batch

@@ -1,0 +1,44 @@
+"""The contract of a grounding module."""
+
+from __future__ import annotations
+
+import inspect
+from abc import ABC, abstractmethod
+
+from torch import Tensor, nn
+
+from ovseg.structures import Entities, Features, FeatureSpec
+
+
+class Grounder(nn.Module, ABC):
+    """Turn backbone features and names into one mask per name.
+
+    Subclasses take ``(feature_spec, text_width, *own arguments)``; the first two come from the
+    backbone, the others from configuration. A baseline without parameters is a Grounder too.
+
+    Attributes:
+        threshold: Probability from which a pixel belongs to the entity.
+        init_args: The subclass's own constructor arguments, kept so that it can be saved.
+    """
+
+    threshold: float = 0.5
+
+    def __new__(cls, *args, **kwargs):
+        """Record the constructor's own arguments in `init_args`."""
+        self = super().__new__(cls)
+        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[3:]))
+        return self
+
+    def __init__(self, feature_spec: FeatureSpec, text_width: int) -> None:
+        super().__init__()
+        self.feature_spec = feature_spec
+        self.text_width = text_width
+
+    @abstractmethod
+    def forward(self, features: Features, entities: Entities) -> Tensor:
+        """Return logits ``(B, K, h, w)`` (any h, w; sigmoid gives probabilities).
+
+        In eval mode a batch of N equals N batches of one, and padding entities change nothing.
+        """

@@ -1,0 +1,1 @@
+"""The three LightningModules, thin."""

@@ -1,0 +1,150 @@
+"""Classes, the words for them, and which of them are seen."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+@dataclass(frozen=True)
+class VocabularyClass:
+    """One class.
+
+    Attributes:
+        id: >= 1; 0 is background.
+        key: Identifier used in data sets, e.g. "pottedplant".
+        name: Words used in prompts, e.g. "potted plant".
+        article: "a" or "an".
+        plural: Words for several of it.
+        synonyms: Other words for it.
+        color: RGB of the palette.
+    """
+
+    id: int
+    key: str
+    name: str
+    article: str
+    plural: str
+    synonyms: tuple[str, ...]
+    color: tuple[int, int, int]
+
+
+class Vocabulary:
+    """The classes of a data set and one of its splits into seen and unseen.
+
+    Id 0 is background, ids 1..N are the classes in file order, 255 is ignore.
+    """
+
+    def __init__(self, name: str, classes: Sequence[VocabularyClass], splits: dict, split: str):
+        self.name = name
+        self.classes = tuple(classes)
+        self.split = str(split)
+        self._by_word = {
+            word.lower(): c.id for c in self.classes for word in (*c.synonyms, c.plural, c.key, c.name)
+        }
+        if self.split not in splits:
+            raise ValueError(
+                f"vocabulary {name!r} has no split {self.split!r}; choose one of {', '.join(splits)}"
+            )
+        self.unseen = tuple(sorted(self.id_of(key) for key in splits[self.split]))
+        self.seen = tuple(c.id for c in self.classes if c.id not in self.unseen)
+
+    @classmethod
+    def load(cls, source: str | Path, split: str = "1") -> Vocabulary:
+        """Load a shipped vocabulary by name ("clipart", "voc") or any by the path of its YAML.
+
+        Raises:
+            ValueError: If there is no such vocabulary, split, or the file is not one.
+        """
+        shipped = files("ovseg") / "vocabularies"
+        path = shipped / f"{source}.yaml"
+        if not path.is_file():
+            path = Path(source)
+        if not path.is_file():
+            names = sorted(p.name[:-5] for p in shipped.iterdir() if p.name.endswith(".yaml"))
+            raise ValueError(
+                f"no vocabulary {str(source)!r}: give one of {', '.join(names)} or a YAML file's path"
+            )
+        return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(source), split)
+
+    @classmethod
+    def _from_dict(cls, data: Any, source: str, split: str) -> Vocabulary:
+        try:
+            classes = [
+                VocabularyClass(
+                    id=number,
+                    key=str(entry["key"]),
+                    name=str(entry.get("name", entry["key"])),
+                    article=entry.get("article", "a"),
+                    plural=entry.get("plural", f"{entry.get('name', entry['key'])}s"),
+                    synonyms=tuple(entry.get("synonyms", ())),
+                    color=tuple(entry["color"]),
+                )
+                for number, entry in enumerate(data["classes"], start=1)
+            ]
+            splits = {str(key): list(value) for key, value in data["splits"].items()}
+            name = data["name"]
+        except (KeyError, TypeError, AttributeError) as error:
+            raise ValueError(
+                f"vocabulary {source!r} needs name, classes (each with key and color) and splits: "
+                f"{type(error).__name__}: {error}"
+            ) from None
+        return cls(name, classes, splits, split)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes with background, N + 1."""
+        return len(self.classes) + 1
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Prompt names by id, "background" first."""
+        return ("background", *(c.name for c in self.classes))
+
+    @property
+    def palette(self) -> list[tuple[int, int, int]]:
+        """RGB colours by id, black first."""
+        return [(0, 0, 0), *(c.color for c in self.classes)]
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of ids, keys and names: label maps with the same digest mean the same."""
+        text = json.dumps([(c.id, c.key, c.name) for c in self.classes])
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def __getitem__(self, class_id: int) -> VocabularyClass:
+        if not 1 <= class_id <= len(self.classes):
+            raise ValueError(f"class id {class_id} is outside 1..{len(self.classes)} of {self.name!r}")
+        return self.classes[class_id - 1]
+
+    def id_of(self, word: str) -> int:
+        """Return the class id of a name, key, plural or synonym.
+
+        Raises:
+            ValueError: If the word is unknown; names the nearest ones.
+        """
+        found = self._by_word.get(str(word).lower())
+        if found is None:
+            near = difflib.get_close_matches(str(word).lower(), self._by_word, n=3, cutoff=0.5)
+            hint = f"; nearest: {', '.join(near)}" if near else f"; it has {', '.join(self.names[1:])}"
+            raise ValueError(f"unknown class {word!r} in vocabulary {self.name!r}{hint}")
+        return found
+
+    def select(self, which: str) -> tuple[int, ...]:
+        """Return class ids of "seen", "unseen" or "all".
+
+        Raises:
+            ValueError: If ``which`` is none of them.
+        """
+        groups = {"seen": self.seen, "unseen": self.unseen, "all": tuple(c.id for c in self.classes)}
+        if which not in groups:
+            raise ValueError(f"classes must be one of {', '.join(groups)}, got {which!r}")
+        return groups[which]
