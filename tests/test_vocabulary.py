@@ -1,0 +1,133 @@
+"""Vocabularies: the shipped ones, their splits, and the errors a user can cause."""
+
+import pytest
+import yaml
+
+from ovseg.vocabulary import Vocabulary
+
+VOC = (
+    "aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike "
+    "person pottedplant sheep sofa train tvmonitor"
+).split()
+
+# Unseen ids. 1-3: the paper's three splits; zs3: the last five classes, as SPNet has it.
+VOC_UNSEEN = {
+    "1": (7, 12, 18, 19, 20),
+    "2": (13, 14, 15, 16, 17),
+    "3": (6, 8, 9, 10, 11),
+    "zs3": (16, 17, 18, 19, 20),
+}
+
+
+def voc_color(label: int) -> tuple[int, int, int]:
+    """PASCAL VOC's own rule: bit 3i + c of the id is bit 7 - i of channel c."""
+    return tuple(
+        sum(((label >> (3 * i + channel)) & 1) << (7 - i) for i in range(8)) for channel in range(3)
+    )
+
+
+def write(folder, data) -> str:
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return str(path)
+
+
+def own(**changes) -> dict:
+    classes = [{"key": "cat", "color": [1, 2, 3]}, {"key": "bus", "color": [4, 5, 6]}]
+    return {"name": "own", "classes": classes, "splits": {"a": ["bus"]}, **changes}
+
+
+def test_voc_has_the_data_set_s_ids_keys_and_palette():
+    voc = Vocabulary.load("voc")
+    assert [c.key for c in voc.classes] == VOC
+    assert [c.id for c in voc.classes] == list(range(1, 21))
+    assert voc.num_classes == 21
+    assert [tuple(color) for color in voc.palette] == [voc_color(label) for label in range(21)]
+
+
+def test_voc_has_names_for_prompts():
+    voc = Vocabulary.load("voc")
+    assert (voc[11].name, voc[16].name, voc[20].name) == ("dining table", "potted plant", "tv")
+    assert (voc[1].article, voc[20].article, voc[15].plural) == ("an", "a", "people")
+    assert voc.names[0] == "background"
+    assert voc.names[14] == "motorbike"
+    assert not [name for name in voc.names if name in ("diningtable", "pottedplant", "tvmonitor")]
+
+
+@pytest.mark.parametrize("split", VOC_UNSEEN)
+def test_voc_splits(split):
+    voc = Vocabulary.load("voc", split)
+    assert voc.unseen == VOC_UNSEEN[split]
+    assert voc.seen == tuple(i for i in range(1, 21) if i not in VOC_UNSEEN[split])
+    assert voc.select("unseen") == voc.unseen
+    assert voc.select("all") == tuple(range(1, 21))
+
+
+@pytest.mark.parametrize("word", ["pottedplant", "potted plant", "Houseplant", "potted plants"])
+def test_every_word_of_a_class_leads_to_its_id(word):
+    assert Vocabulary.load("voc").id_of(word) == 16
+
+
+@pytest.mark.parametrize("name", ["clipart", "voc"])
+def test_no_word_means_two_classes(name):
+    vocabulary = Vocabulary.load(name)
+    words = [{c.key, c.name, c.plural, *c.synonyms} for c in vocabulary.classes]
+    assert sum(map(len, words)) == len(set().union(*words))
+    assert len(set(vocabulary.palette)) == vocabulary.num_classes
+    for c in vocabulary.classes:
+        assert c.article == ("an" if c.name[0] in "aeiou" else "a")
+
+
+@pytest.mark.parametrize("split", ["1", "2", "3"])
+def test_clipart_splits_are_15_and_5(split):
+    clipart = Vocabulary.load("clipart", split)
+    assert (len(clipart.seen), len(clipart.unseen)) == (15, 5)
+
+
+def test_no_class_is_unseen_in_two_clipart_splits():
+    unseen = [i for split in "123" for i in Vocabulary.load("clipart", split).unseen]
+    assert len(set(unseen)) == 15
+
+
+def test_a_user_s_file_is_loaded_by_path(tmp_path):
+    vocabulary = Vocabulary.load(write(tmp_path, own()), "a")
+    assert vocabulary.names == ("background", "cat", "bus")
+    assert (vocabulary[1].article, vocabulary[1].plural) == ("a", "cats")
+    assert (vocabulary.seen, vocabulary.unseen) == ((1,), (2,))
+
+
+def test_digest_depends_on_what_label_maps_mean(tmp_path):
+    first = Vocabulary.load(write(tmp_path, own()), "a").digest
+    recoloured = own()
+    recoloured["classes"][0]["color"] = [9, 9, 9]
+    assert Vocabulary.load(write(tmp_path, recoloured), "a").digest == first
+    swapped = own(classes=own()["classes"][::-1])
+    assert Vocabulary.load(write(tmp_path, swapped), "a").digest != first
+
+
+def test_unknown_class_names_the_nearest():
+    with pytest.raises(ValueError, match="unknown class 'motobike'.*nearest: motorbike"):
+        Vocabulary.load("voc").id_of("motobike")
+    with pytest.raises(ValueError, match="it has aeroplane, bicycle"):
+        Vocabulary.load("voc").id_of("0123456789")
+
+
+def test_unknown_split_vocabulary_id_and_group():
+    with pytest.raises(ValueError, match="no split '7'; choose one of 1, 2, 3, zs3"):
+        Vocabulary.load("voc", "7")
+    with pytest.raises(ValueError, match="give one of clipart, voc or a YAML file"):
+        Vocabulary.load("vok")
+    with pytest.raises(ValueError, match="class id 21 is outside 1..20"):
+        Vocabulary.load("voc")[21]
+    with pytest.raises(ValueError, match="one of seen, unseen, all, got 'some'"):
+        Vocabulary.load("voc").select("some")
+
+
+@pytest.mark.parametrize(
+    "broken", [{"classes": [{"key": "cat"}]}, {"splits": None}, {"classes": 3}]
+)
+def test_a_file_that_is_no_vocabulary(tmp_path, broken):
+    with pytest.raises(ValueError, match="needs name, classes .* and splits"):
+        Vocabulary.load(write(tmp_path, own(**broken)), "a")
+    with pytest.raises(ValueError, match="unknown class 'dog'"):
+        Vocabulary.load(write(tmp_path, own(splits={"a": ["dog"]})), "a")
