@@ -1,0 +1,294 @@
+"""Any MMSegmentation model as a segmenter.
+
+MMSegmentation builds the network, its heads and losses; normalisation, weights and logging are
+handled here, because its own loader falls back to unsafe unpickling and its data preprocessor stays
+on the CPU inside another module.
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import pickle
+import warnings
+from collections.abc import Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ovseg.segmenters.base import Segmenter
+from ovseg.structures import IGNORE
+
+IMAGENET_MEAN = (123.675, 116.28, 103.53)
+IMAGENET_STD = (58.395, 57.12, 57.375)
+
+
+class MMSegSegmenter(Segmenter):
+    """A segmenter built from an MMSegmentation model configuration.
+
+    The number of classes is set in every head, SyncBN becomes BN (the Trainer's `sync_batchnorm`
+    brings it back), and cross-entropy averages over the pixels that are not ignored.
+
+    Args:
+        num_classes: Number of classes with background.
+        model: Model dict as in MMSegmentation's configs (`type: EncoderDecoder` ...).
+        config: Path of an MMSegmentation config file, instead of `model`.
+        checkpoint: Weights of the whole network: safetensors, or a torch file of tensors alone.
+        pretrained: Weights of the backbone alone, in the same formats.
+        upscale: Factor by which the input is enlarged first (small images on a stride of 8).
+        mean: RGB mean that is subtracted, in 0..255.
+        std: RGB standard deviation that is divided by.
+
+    Raises:
+        ValueError: If not exactly one of model and config is given, the network cannot be built, or
+            weights do not fit it.
+        FileNotFoundError: If a file does not exist.
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        model: dict[str, Any] | None = None,
+        config: str | None = None,
+        checkpoint: str | None = None,
+        pretrained: str | None = None,
+        upscale: int = 1,
+        mean: Sequence[float] = IMAGENET_MEAN,
+        std: Sequence[float] = IMAGENET_STD,
+    ) -> None:
+        super().__init__(num_classes)
+        if (model is None) == (config is None):
+            raise ValueError("give exactly one of model (a dict) and config (an mmseg config file)")
+        if upscale < 1:
+            raise ValueError(f"upscale must be an integer >= 1, got {upscale}")
+        if config is not None:
+            model = _read_config(config)
+        cfg, dropped = _prepare(model, num_classes)
+        self.init_args = {
+            "model": cfg,
+            "upscale": upscale,
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+        }
+        self.upscale = upscale
+        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.model = _build(cfg)
+        if pretrained is not None:
+            prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
+            _load_weights(self.model.backbone, pretrained, prefixes, extra=("fc.",))
+        if checkpoint is not None:
+            prefixes = ("segmenter.model.", "model.")
+            _load_weights(self.model, checkpoint, prefixes, extra=("auxiliary_head.",))
+        if dropped and checkpoint is None and pretrained is None:
+            warnings.warn(
+                f"the config names pretrained weights ({', '.join(dropped)}), which are not fetched: "
+                "give their file as `pretrained`, or train from scratch",
+                stacklevel=2,
+            )
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
+        height, width = images.shape[-2:]
+        inputs = self._normalise(images)
+        test_cfg = self.model.test_cfg or {}
+        # MMSegmentation resizes logits to img_shape: the original size, whatever the upscale.
+        shape = (height, width)
+        metas = [{"ori_shape": shape, "img_shape": shape, "pad_shape": shape} for _ in images]
+        if test_cfg.get("mode", "whole") == "slide":
+            for meta in metas:
+                del meta["pad_shape"]
+            logits = self.model.slide_inference(inputs, metas)
+        else:
+            logits = self.model.encode_decode(inputs, metas)
+        if logits.shape[-2:] != images.shape[-2:]:
+            logits = F.interpolate(logits, images.shape[-2:], mode="bilinear", align_corners=False)
+        return logits
+
+    def loss(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the sum of all heads' losses; ``labels (B, H, W)`` int64, 255 = ignore."""
+        from mmengine.structures import PixelData
+        from mmseg.structures import SegDataSample
+
+        shape = tuple(images.shape[-2:])
+        samples = []
+        for label in labels:
+            sample = SegDataSample(metainfo={"img_shape": shape, "ori_shape": shape})
+            sample.gt_sem_seg = PixelData(data=label[None])
+            samples.append(sample)
+        losses = self.model.loss(self._normalise(images), samples)
+        return torch.stack(
+            [
+                part.mean()
+                for name, value in losses.items()
+                if "loss" in name
+                for part in _parts(value)
+            ]
+        ).sum()
+
+    def _normalise(self, images: Tensor) -> Tensor:
+        inputs = (images.float() - self.mean) / self.std
+        if self.upscale > 1:
+            inputs = F.interpolate(
+                inputs, scale_factor=self.upscale, mode="bilinear", align_corners=False
+            )
+        return inputs
+
+
+def _parts(value: Tensor | list[Tensor]) -> list[Tensor]:
+    return [value] if isinstance(value, Tensor) else list(value)
+
+
+@contextmanager
+def _quiet():
+    """Import and run MMSegmentation without its warnings and its log of every parameter.
+
+    Raises:
+        ImportError: If it, or the system library that OpenCV needs, is missing.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import mmseg.models  # noqa: F401 - registers the models
+            from mmengine.logging import MMLogger
+        except ImportError as error:
+            raise ImportError(import_hint(error)) from error
+        logger = MMLogger.get_current_instance()
+        level = logger.level
+        logger.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            logger.setLevel(level)
+
+
+def import_hint(error: ImportError) -> str:
+    """Say in one line what an import error of MMSegmentation means."""
+    if "libGL" in str(error) or "libgthread" in str(error):
+        return f"OpenCV needs a system library ({error}): install libgl1 (Debian/Ubuntu), or mesa-libGL"
+    return (
+        f"MMSegmentation does not import ({error}): install onedl-mmengine, onedl-mmcv and "
+        "onedl-mmsegmentation"
+    )
+
+
+def _read_config(path: str) -> dict:
+    """Return the model dict of an mmseg config file (.py, .yaml or .json)."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no mmseg config file {path}")
+    with _quiet():
+        from mmengine.config import Config
+
+        config = Config.fromfile(path)
+    if "model" not in config:
+        raise ValueError(f"mmseg config {path} has no `model`")
+    model = config.model.to_dict()
+    preprocessor = model.pop("data_preprocessor", None) or {}
+    if preprocessor.get("size_divisor"):
+        raise ValueError(f"mmseg config {path} pads to a size_divisor, which is not supported")
+    return model
+
+
+def _prepare(model: dict, num_classes: int) -> tuple[dict, list[str]]:
+    """Copy a model dict with our changes; also return the pretrained weights that it named."""
+    cfg = copy.deepcopy(dict(model))
+    cfg.pop("data_preprocessor", None)
+    for key in ("decode_head", "auxiliary_head"):
+        heads = cfg.get(key) or []
+        for head in heads if isinstance(heads, list | tuple) else [heads]:
+            head["num_classes"] = num_classes
+    dropped: list[str] = []
+    cfg = _clean(cfg, dropped)
+    return cfg, dropped
+
+
+def _clean(node: Any, dropped: list[str]) -> Any:
+    """Drop pretrained weights, turn SyncBN into BN, and make tuples lists, at any depth."""
+    if isinstance(node, list | tuple):
+        return [_clean(item, dropped) for item in node]
+    if not isinstance(node, dict):
+        return node
+    clean = {}
+    for key, value in node.items():
+        if key == "pretrained":
+            dropped.extend([str(value)] if value else [])
+        elif key == "init_cfg" and isinstance(value, dict) and value.get("type") == "Pretrained":
+            dropped.append(str(value.get("checkpoint")))
+        elif key == "type" and value == "SyncBN":
+            clean[key] = "BN"
+        else:
+            clean[key] = _clean(value, dropped)
+    return clean
+
+
+def _build(cfg: dict) -> nn.Module:
+    """Build and initialise the network."""
+    with _quiet():
+        from mmengine.config import ConfigDict
+        from mmengine.registry import init_default_scope
+        from mmseg.models.losses import CrossEntropyLoss
+        from mmseg.registry import MODELS
+
+        init_default_scope("mmseg")
+        try:
+            model = MODELS.build(ConfigDict(copy.deepcopy(cfg)))
+        except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise ValueError(f"mmseg cannot build this model: {reason}") from error
+        if not hasattr(model, "encode_decode"):
+            raise ValueError(f"mmseg model {cfg.get('type')!r} is not an encoder-decoder")
+        model.init_weights()
+        for module in model.modules():
+            if isinstance(module, CrossEntropyLoss):
+                module.avg_non_ignore = True
+            if getattr(module, "ignore_index", IGNORE) not in (IGNORE, -100):
+                raise ValueError(f"heads must ignore label {IGNORE}, got {module.ignore_index}")
+    return model
+
+
+def _load_weights(
+    module: nn.Module, path: str, prefixes: tuple[str, ...], extra: tuple[str, ...]
+) -> None:
+    """Load weights that must cover the module.
+
+    Only what starts with the first prefix that occurs is taken (all, if none occurs); keys starting
+    with one of `extra` may be left over.
+    """
+    state = _read_state(path)
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+    state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+    own = module.state_dict()
+    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
+    left = [key for key in state if key not in own and not key.startswith(extra)]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or left or wrong:
+        first = (missing + left + wrong)[0]
+        raise ValueError(
+            f"weights {path} are of another architecture: {len(missing)} tensors missing, "
+            f"{len(left)} unknown, {len(wrong)} of another shape, the first is {first}"
+        )
+    module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+
+
+def _read_state(path: str) -> dict[str, Tensor]:
+    """Read a state dict without unpickling anything but tensors."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError:
+        raise ValueError(
+            f"weights {path} hold pickled objects, which are not loaded: convert them once to "
+            "safetensors where you trust them"
+        ) from None
+    for key in ("state_dict", "model"):
+        state = state.get(key, state)
+    return state
