@@ -1,1 +1,1 @@
-"""The HTML report, made of sections."""
+"""The report of a run: numbers as JSON and tables, pictures, one self-contained HTML page."""

@@ -1,0 +1,93 @@
+"""Pictures of a report: images, label maps over them, and their place on disk."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from ovseg.structures import IGNORE
+
+Palette = Sequence[tuple[int, int, int]]
+
+
+@dataclass
+class Picture:
+    """One image and the label maps that belong to it.
+
+    Attributes:
+        image: ``(H, W, 3)`` uint8 RGB.
+        maps: ``{title: (H, W) integer class ids, 255 = ignore}``, e.g. "truth" and "prediction".
+        caption: What it shows, e.g. the prompt.
+    """
+
+    image: np.ndarray
+    maps: dict[str, np.ndarray] = field(default_factory=dict)
+    caption: str = ""
+
+    def save(self, folder: str | Path, key: str) -> None:
+        """Write ``KEY.json``, ``KEY.image.png`` and ``KEY.<title>.png`` (ids) into the folder."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(self.image).save(folder / f"{key}.image.png")
+        for title, labels in self.maps.items():
+            Image.fromarray(labels.astype(np.uint16)).save(folder / f"{key}.{title}.png")
+        (folder / f"{key}.json").write_text(
+            json.dumps({"caption": self.caption, "maps": list(self.maps)}), encoding="utf-8"
+        )
+
+    @classmethod
+    def load(cls, path: str | Path) -> Picture:
+        """Read a picture back from the path of its JSON."""
+        path = Path(path)
+        facts = json.loads(path.read_text(encoding="utf-8"))
+        stem = path.with_suffix("")
+        return cls(
+            image=np.asarray(Image.open(f"{stem}.image.png").convert("RGB")),
+            maps={title: np.asarray(Image.open(f"{stem}.{title}.png")) for title in facts["maps"]},
+            caption=facts["caption"],
+        )
+
+
+def load_pictures(folder: str | Path, count: int | None = None) -> list[Picture]:
+    """Read the first pictures of a folder in the order of their keys; none if it does not exist."""
+    return [Picture.load(path) for path in sorted(Path(folder).glob("*.json"))[:count]]
+
+
+def data_uri(pixels: np.ndarray) -> str:
+    """Encode ``(H, W, 3 or 4)`` uint8 as a PNG data URI."""
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, format="PNG", optimize=True)
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
+
+
+def colorize(labels: np.ndarray, palette: Palette) -> np.ndarray:
+    """Paint a label map: ``(H, W)`` ids to ``(H, W, 3)`` uint8; ignored pixels are grey."""
+    table = np.full((256, 3), 128, dtype=np.uint8)
+    table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
+    return table[np.minimum(labels, IGNORE).astype(np.uint8)]
+
+
+def overlay(mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:
+    """Paint a mask as a layer: ``(H, W)`` bool to ``(H, W, 4)`` uint8, its inner edge opaque."""
+    inner = mask.copy()
+    for axis in (0, 1):
+        for step in (1, -1):
+            inner &= np.roll(mask, step, axis) | _border(mask.shape, axis, step)
+    layer = np.zeros((*mask.shape, 4), dtype=np.uint8)
+    layer[..., :3] = color
+    layer[..., 3] = np.where(inner, 120, np.where(mask, 255, 0))
+    return layer
+
+
+def _border(shape: tuple[int, int], axis: int, step: int) -> np.ndarray:
+    """Pixels whose neighbour lies outside of the image: no edge is drawn there."""
+    border = np.zeros(shape, dtype=bool)
+    border[(slice(None),) * axis + (0 if step == 1 else -1,)] = True
+    return border
