@@ -86,8 +86,8 @@ class MMSegSegmenter(Segmenter):
             _load_weights(self.model, checkpoint, prefixes, extra=("auxiliary_head.",))
         if dropped and checkpoint is None and pretrained is None:
             warnings.warn(
-                f"the config names pretrained weights ({', '.join(dropped)}), which are not fetched: "
-                "give their file as `pretrained`, or train from scratch",
+                f"the config names pretrained weights ({', '.join(dropped)}), which are not "
+                "fetched: give their file as `pretrained`, or train from scratch",
                 stacklevel=2,
             )
 
@@ -169,7 +169,7 @@ def _quiet():
 def import_hint(error: ImportError) -> str:
     """Say in one line what an import error of MMSegmentation means."""
     if "libGL" in str(error) or "libgthread" in str(error):
-        return f"OpenCV needs a system library ({error}): install libgl1 (Debian/Ubuntu), or mesa-libGL"
+        return f"OpenCV needs a system library ({error}): install libgl1 (Debian) or mesa-libGL"
     return (
         f"MMSegmentation does not import ({error}): install onedl-mmengine, onedl-mmcv and "
         "onedl-mmsegmentation"
