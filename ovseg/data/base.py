@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
+import torch
 from torch.utils.data import Dataset
 
 from ovseg.backbones.base import DiffusionBackbone
@@ -22,6 +23,9 @@ class Stream(Dataset, ABC):
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the stream (and the parts it holds) which classes there are."""
         self.vocabulary = vocabulary
+
+    def to(self, device: torch.device) -> None:  # noqa: B027 - optional: most streams hold no module
+        """Move the modules that `complete` uses to the device."""
 
     @abstractmethod
     def __len__(self) -> int:

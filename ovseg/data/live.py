@@ -1,0 +1,134 @@
+"""Samples generated and annotated at the moment they are needed."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ovseg.annotators.base import Annotator
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.data.base import Stream
+from ovseg.data.prompts import Prompts
+from ovseg.structures import Batch, ShardPosition, to_label_map
+from ovseg.vocabulary import Vocabulary
+
+
+class LiveStream(Stream):
+    """A stream of diffusion samples, annotated; `predict` writes to shards what it yields.
+
+    Position i is request i of the prompts: the same (prompts, seed, i) is the same sample, whoever
+    asks and in whatever order, up to the last bits that depend on the batch it is made in.
+
+    Args:
+        prompts: What is asked of the backbone.
+        annotator: Who says which pixels are which entity.
+        size: Number of samples.
+        seed: Seed of the prompts and of every sample's own seed.
+        threshold: Probability from which a pixel belongs to an entity.
+        band: Pixels within this distance of the threshold become ignore.
+        shard_size: Samples per shard when the stream is written.
+
+    Raises:
+        ValueError: If size or shard_size is not positive.
+    """
+
+    def __init__(
+        self,
+        prompts: Prompts,
+        annotator: Annotator,
+        size: int,
+        seed: int = 0,
+        threshold: float = 0.5,
+        band: float = 0.0,
+        shard_size: int = 128,
+    ) -> None:
+        if size < 1 or shard_size < 1:
+            raise ValueError(f"size and shard_size must be >= 1, got {size} and {shard_size}")
+        self.prompts = prompts
+        self.annotator = annotator
+        self.size = size
+        self.seed = seed
+        self.threshold = threshold
+        self.band = band
+        self.shard_size = shard_size
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards that the stream makes when it is written."""
+        return -(-self.size // self.shard_size)
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Tell the annotator the classes, and fail now if the prompts cannot be made of them."""
+        super().bind(vocabulary)
+        self.annotator.bind(vocabulary)
+        self.prompts.request(0, vocabulary, self.seed)
+
+    def to(self, device: torch.device) -> None:
+        """Move the annotator."""
+        self.annotator.to(device)
+
+    def describe(self) -> dict:
+        """Return JSON-ready facts that, with the backbone's, decide every sample."""
+        return {
+            "prompts": self.prompts.describe(),
+            "annotator": self.annotator.describe(),
+            "size": self.size,
+            "seed": self.seed,
+            "threshold": self.threshold,
+            "band": self.band,
+            "shard_size": self.shard_size,
+        }
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        """Return the requests alone; an empty list of positions gives an empty batch."""
+        requests = [self.prompts.request(i, self.vocabulary, self.seed) for i in positions]
+        indices = torch.tensor(list(positions), dtype=torch.long)
+        return Batch(indices, requests, position=self._place(positions))
+
+    def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
+        """Sample and annotate.
+
+        Raises:
+            ValueError: If there is no backbone, or the annotator returned masks of another shape.
+        """
+        if backbone is None:
+            raise ValueError("a live stream generates its samples: set data.backbone")
+        if not batch.requests:
+            return batch
+        sample = backbone.sample(batch.requests)
+        entities = sample.entities
+        annotation = self.annotator.annotate(sample)
+        expected = (*entities.valid.shape, *sample.images.shape[-2:])
+        if tuple(annotation.masks.shape) != expected:
+            raise ValueError(
+                f"{type(self.annotator).__name__} must return masks (B, K, H, W) = {expected}, "
+                f"got {tuple(annotation.masks.shape)}"
+            )
+        found = annotation.found & entities.valid
+        labels = to_label_map(
+            annotation.masks, entities.class_ids, found, self.threshold, self.band
+        )
+        return batch.replace(
+            images=sample.images,
+            labels=labels,
+            found=found,
+            latents=sample.latents,
+            timesteps=sample.timesteps,
+            entities=entities,
+            features=sample.features,
+            annotation=annotation,
+        )
+
+    def _place(self, positions: Sequence[int]) -> ShardPosition | None:
+        """Return where consecutive positions inside one shard stand in it, else None."""
+        if not positions or list(positions) != list(range(positions[0], positions[-1] + 1)):
+            return None
+        shard, first = divmod(positions[0], self.shard_size)
+        end = min((shard + 1) * self.shard_size, self.size)
+        if positions[-1] >= end:
+            return None
+        return ShardPosition(shard, first == 0, positions[-1] + 1 == end)

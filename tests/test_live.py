@@ -1,0 +1,87 @@
+"""The live stream with a third party's backbone and annotator."""
+
+import pytest
+import torch
+from acme.annotator import ColorAnnotator
+from acme.backbone import ToyBackbone
+
+from ovseg.data.live import LiveStream
+from ovseg.data.prompts import TemplatePrompts
+from ovseg.structures import Annotation, ShardPosition
+from ovseg.vocabulary import Vocabulary
+
+
+def make_stream(size=10, classes="all", **arguments):
+    stream = LiveStream(
+        TemplatePrompts({1: 1, 2: 1}, "all"), ColorAnnotator(classes), size, **arguments
+    )
+    stream.bind(Vocabulary.load("clipart", "1"))
+    return stream
+
+
+def test_items_are_requests_of_their_positions():
+    stream = make_stream(seed=3)
+    batch = stream[[7, 2]]
+    expected = [stream.prompts.request(i, stream.vocabulary, 3) for i in (7, 2)]
+    assert batch.requests == expected and batch.indices.tolist() == [7, 2]
+    assert batch.images is None and batch.position is None
+    assert len(stream) == 10
+
+
+def test_completed_batch_equals_the_parts_called_by_hand():
+    stream, backbone = make_stream(), ToyBackbone(forget=0.3)
+    batch = stream.complete(stream[list(range(10))], backbone)
+    sample = backbone.sample(batch.requests)
+    annotation = stream.annotator.annotate(sample)
+    assert torch.equal(batch.images, sample.images) and torch.equal(batch.latents, sample.latents)
+    assert torch.equal(batch.found, annotation.found)
+    assert 0 < batch.found.sum() < batch.entities.valid.sum()  # something was forgotten
+    for row, request in enumerate(batch.requests):
+        expected = torch.zeros(32, 32, dtype=torch.long)
+        for column, entity in enumerate(request.entities):
+            expected[annotation.masks[row, column] > 0] = entity.class_id
+        assert torch.equal(batch.labels[row], expected)
+    assert set(batch.features.maps) == {"fine", "coarse"}
+
+
+def test_entities_that_were_not_asked_for_are_background():
+    stream = make_stream(classes="seen")
+    batch = stream.complete(stream[list(range(10))], ToyBackbone())
+    unseen = torch.isin(batch.entities.class_ids, torch.tensor(stream.vocabulary.unseen))
+    assert unseen.any() and not (batch.found & unseen).any()
+    assert not torch.isin(batch.labels, torch.tensor(stream.vocabulary.unseen)).any()
+
+
+def test_place_in_the_dataset():
+    stream = make_stream(size=10, shard_size=4)
+    assert stream.num_shards == 3
+    assert stream[[0, 1, 2]].position == ShardPosition(0, True, False)
+    assert stream[[3]].position == ShardPosition(0, False, True)
+    assert stream[[8, 9]].position == ShardPosition(2, True, True)
+    assert stream[[3, 4]].position is None and stream[[2, 1]].position is None
+
+
+def test_empty_batch_passes_through():
+    stream = make_stream()
+    batch = stream.complete(stream[[]], ToyBackbone())
+    assert len(batch) == 0 and batch.images is None
+
+
+class WrongShape(ColorAnnotator):
+    def annotate(self, sample):
+        right = super().annotate(sample)
+        return Annotation(right.masks[:, :, :4], right.scores, right.found)
+
+
+def test_errors():
+    with pytest.raises(ValueError, match="size and shard_size must be >= 1, got 0"):
+        make_stream(size=0)
+    stream = make_stream()
+    with pytest.raises(ValueError, match="set data.backbone"):
+        stream.complete(stream[[0]], None)
+    with pytest.raises(ValueError, match="needs as many unseen classes"):
+        LiveStream(TemplatePrompts({7: 1}, "unseen"), ColorAnnotator(), 1).bind(stream.vocabulary)
+    wrong = LiveStream(TemplatePrompts(), WrongShape(), 4)
+    wrong.bind(stream.vocabulary)
+    with pytest.raises(ValueError, match=r"WrongShape must return masks.*got \(4, 2, 4, 32\)"):
+        wrong.complete(wrong[[0, 1, 2, 3]], ToyBackbone())
