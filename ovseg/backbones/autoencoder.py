@@ -1,0 +1,31 @@
+"""Images to latents and back, rounded as diffusers' VaeImageProcessor does."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+
+def decode_images(vae: nn.Module, latents: Tensor) -> Tensor:
+    """Decode clean latents ``(B, C, h, w)`` to images ``(B, 3, H, W)`` uint8 RGB."""
+    images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    return ((images * 0.5 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
+
+
+def encode_images(vae: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
+    """Encode images ``(B, 3, H, W)`` uint8 RGB to clean latents, the mode of the posterior."""
+    pixels = (images.float() / 255 * 2 - 1).to(dtype)
+    return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+
+
+def check_images(images: Tensor, batch: int, size: int) -> None:
+    """Check that images are uint8 RGB of the model's size.
+
+    Raises:
+        ValueError: If they are not.
+    """
+    wanted = (batch, 3, size, size)
+    if tuple(images.shape) != wanted or images.dtype != torch.uint8:
+        raise ValueError(
+            f"images must be uint8 {wanted}, got {images.dtype} {tuple(images.shape)}; resize them"
+        )

@@ -1,0 +1,209 @@
+"""The files of a diffusers pipeline, in a folder or on the Hub, and what is made of them."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cached_property
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import torch
+
+EMBEDDED = "clipart"
+"""Name of the model that travels inside the package."""
+
+_WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
+_CHUNK = 1 << 20
+
+
+class PipelineFiles:
+    """Where the parts of a diffusers pipeline lie.
+
+    Args:
+        model: A folder, a Hub id such as "owner/name", or "clipart", the embedded one.
+        revision: Commit, branch or tag on the Hub.
+        variant: Variant of the weight files, e.g. "fp16".
+        local_files_only: Never ask the Hub; use what has been downloaded before.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        revision: str | None = None,
+        variant: str | None = None,
+        local_files_only: bool = False,
+    ) -> None:
+        self.model, self.revision, self.variant = model, revision, variant
+        self.local_files_only = local_files_only
+
+    @cached_property
+    def folder(self) -> Path | None:
+        """The model's folder, or None if it lies on the Hub.
+
+        Raises:
+            FileNotFoundError: If there is no such folder and the name is no Hub id.
+        """
+        folder = Path(self.model)
+        if self.model == EMBEDDED:
+            folder = Path(str(files("ovseg"))) / "clipart" / "weights" / "pipeline"
+        if (folder / "model_index.json").is_file():
+            return folder
+        if folder.exists() or self.model == EMBEDDED:
+            raise FileNotFoundError(
+                f"no diffusers pipeline in {folder}: it has no model_index.json"
+            )
+        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.model):
+            raise FileNotFoundError(
+                f"no model {self.model!r}: give a folder, a Hub id (owner/name) or {EMBEDDED!r}"
+            )
+        return None
+
+    def path(self, name: str) -> Path:
+        """Return a file on disk, downloaded if need be.
+
+        Raises:
+            FileNotFoundError: If there is none.
+        """
+        if self.folder is not None:
+            path = self.folder / name
+            if not path.is_file():
+                raise FileNotFoundError(f"the model {self.model!r} has no file {name}")
+            return path
+        from huggingface_hub import hf_hub_download
+
+        try:
+            found = hf_hub_download(
+                self.model, name, revision=self.revision, local_files_only=self.local_files_only
+            )
+        except (OSError, ValueError) as error:  # the Hub's own errors are among these
+            line = str(error).strip().splitlines()[0]
+            raise FileNotFoundError(
+                f"cannot get {name} of the model {self.model!r} from the Hub: {line}"
+            ) from error
+        return Path(found)
+
+    def config(self, name: str) -> dict:
+        """Read a JSON file.
+
+        Raises:
+            FileNotFoundError: If there is none.
+            ValueError: If it is no JSON object.
+        """
+        try:
+            data = json.loads(self.path(name).read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise ValueError(f"{name} of the model {self.model!r} is no JSON: {error}") from None
+        if not isinstance(data, dict):
+            raise ValueError(f"{name} of the model {self.model!r} must hold a JSON object")
+        return data
+
+    @cached_property
+    def commit(self) -> str | None:
+        """The Hub commit that `revision` stands for; None for a folder."""
+        if self.folder is not None:
+            return None
+        parts = self.path("unet/config.json").parts
+        if "snapshots" in parts:
+            return parts[parts.index("snapshots") + 1]
+        return self.revision
+
+    @cached_property
+    def licence(self) -> str | None:
+        """The licence named by the model card, if it has one."""
+        if self.model == EMBEDDED:
+            return "apache-2.0"
+        try:
+            card = self.path("README.md").read_text(encoding="utf-8")
+        except (OSError, ValueError):
+            return None
+        found = re.search(r"^license:\s*(\S+)", card, flags=re.MULTILINE)
+        return found.group(1) if found else None
+
+    @cached_property
+    def digest(self) -> str:
+        """Hex digest of the content: bytes of a folder's files, or id and commit on the Hub."""
+        if self.folder is None:
+            return hashlib.sha256(f"{self.model}@{self.commit}".encode()).hexdigest()
+        total = hashlib.sha256()
+        for part in ("unet", "text_encoder", "tokenizer", "vae"):
+            for path in sorted((self.folder / part).iterdir()):
+                if self._counts(path):
+                    total.update(f"{part}/{path.name}".encode())
+                    total.update(_content(path))
+        return total.hexdigest()
+
+    def _counts(self, path: Path) -> bool:
+        if path.suffix != ".safetensors":
+            return path.suffix in {".json", ".txt"}
+        variant = path.name.split(".", 1)[1].removesuffix("safetensors").strip(".")
+        return (variant.split("-")[0] or None) == self.variant
+
+    def load(self, part: str, dtype: torch.dtype | None = None) -> Any:
+        """Load one part of the pipeline by the class that ``model_index.json`` names.
+
+        Weights are read from safetensors alone.
+
+        Raises:
+            ValueError: If the part is missing, or its class or files cannot be loaded.
+        """
+        library, name = self.config("model_index.json").get(part) or (None, None)
+        if library not in {"diffusers", "transformers"}:
+            raise ValueError(
+                f"the model {self.model!r} has no {part} of diffusers or transformers, but {name}"
+            )
+        kind = getattr(importlib.import_module(library), name)
+        options: dict[str, Any] = {"subfolder": part, "local_files_only": self.local_files_only}
+        if self.folder is None:
+            options["revision"] = self.revision
+        if dtype is not None:
+            options |= {"use_safetensors": True, "variant": self.variant}
+            options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
+        try:
+            with quiet():
+                return kind.from_pretrained(str(self.folder or self.model), **options)
+        except (OSError, RuntimeError) as error:
+            line = " ".join(str(error).split())[:300]
+            raise ValueError(f"cannot load {part} of the model {self.model!r}: {line}") from error
+
+
+def _content(path: Path) -> bytes:
+    """Hash a file's content; of a configuration, what its writer's version does not change."""
+    if path.name in {"config.json", "tokenizer_config.json"}:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in data.items() if k[0] != "_" and k != "transformers_version"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    starts = range(0, size, _CHUNK if size <= _WHOLE else max(_CHUNK, size // 64))
+    with path.open("rb") as file:
+        for start in starts:
+            file.seek(start)
+            total.update(file.read(_CHUNK))
+    return total.digest()
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars and warnings of diffusers and transformers for a while."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    levels = [log.get_verbosity() for log in logs]
+    bars = transformers_log.is_progress_bar_enabled()
+    for log in logs:
+        log.set_verbosity_error()
+    transformers_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+        if bars:
+            transformers_log.enable_progress_bar()
