@@ -284,10 +284,10 @@ def _read_state(path: str) -> dict[str, Tensor]:
         return load_file(path)
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError:
+    except (pickle.UnpicklingError, EOFError, RuntimeError):
         raise ValueError(
-            f"weights {path} hold pickled objects, which are not loaded: convert them once to "
-            "safetensors where you trust them"
+            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
+            "them once to safetensors where you trust them"
         ) from None
     for key in ("state_dict", "model"):
         state = state.get(key, state)

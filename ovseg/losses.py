@@ -1,0 +1,120 @@
+"""Losses of a grounding module."""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from ovseg.structures import Entities
+
+
+def mask_bce(logits: Tensor, targets: Tensor, pixels: Tensor) -> Tensor:
+    """Return the binary cross-entropy of each entity's mask, averaged over its counted pixels.
+
+    Args:
+        logits: ``(B, K, H, W)``.
+        targets: ``(B, K, H, W)`` float in {0, 1}.
+        pixels: ``(B, 1, H, W)`` bool; False is ignored.
+
+    Returns:
+        ``(B, K)``.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    return (loss * pixels).sum(dim=(2, 3)) / pixels.sum(dim=(2, 3)).clamp(min=1)
+
+
+def mask_dice(logits: Tensor, targets: Tensor, pixels: Tensor) -> Tensor:
+    """Return one minus the soft Dice overlap of each entity's mask (V-Net, arXiv 1606.04797).
+
+    One is added to both sides of the fraction, so that an empty target wants an empty mask.
+
+    Args:
+        logits: ``(B, K, H, W)``.
+        targets: ``(B, K, H, W)`` float in {0, 1}.
+        pixels: ``(B, 1, H, W)`` bool; False is ignored.
+
+    Returns:
+        ``(B, K)`` in [0, 1).
+    """
+    probabilities, targets = logits.sigmoid() * pixels, targets * pixels
+    overlap = (probabilities * targets).sum(dim=(2, 3))
+    total = probabilities.sum(dim=(2, 3)) + targets.sum(dim=(2, 3))
+    return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def grounding_loss(
+    logits: Tensor, targets: Tensor, pixels: Tensor, found: Tensor, dice: float = 0.0
+) -> Tensor:
+    """Average the mask loss over the entities that were found, on all ranks together.
+
+    A prompted entity that was not found carries no loss (Li et al. 2023, section 3.3). A batch
+    without any gives a zero that still reaches every parameter, as DDP needs it.
+
+    Args:
+        logits: ``(B, K, h, w)``; resized to the targets.
+        targets: ``(B, K, H, W)`` float in {0, 1}.
+        pixels: ``(B, 1, H, W)`` bool; False is ignored.
+        found: ``(B, K)`` bool.
+        dice: Weight of the Dice loss; 0 leaves it out.
+
+    Returns:
+        Scalar: the sum over this rank's found entities, divided by the mean number of found
+        entities per rank, so that DDP's averaged gradient is that of the mean over all of them.
+    """
+    logits = F.interpolate(logits.float(), targets.shape[-2:], mode="bilinear", align_corners=False)
+    loss = mask_bce(logits, targets, pixels)
+    if dice > 0:
+        loss = loss + dice * mask_dice(logits, targets, pixels)
+    return (loss * found).sum() / mean_count(found.sum())
+
+
+def mean_count(count: Tensor) -> Tensor:
+    """Return a count averaged over the ranks, at least one entity in all of them."""
+    total, ranks = count.float(), 1
+    if dist.is_available() and dist.is_initialized():
+        total, ranks = total.clone(), dist.get_world_size()
+        dist.all_reduce(total)
+    return total.clamp(min=1) / ranks
+
+
+def with_negatives(entities: Entities, count: int) -> Entities:
+    """Append to each sample names that it does not show, taken from the batch's other samples.
+
+    The next samples are searched in order; the batches are shuffled already.
+
+    Args:
+        entities: B samples with K names each.
+        count: Names to append; fewer are valid where the batch has no more.
+
+    Returns:
+        Entities with K + count names; the appended ones are to have empty targets.
+    """
+    batch = len(entities.valid)
+    known = [
+        {int(i) for i, ok in zip(ids, valid, strict=True) if ok}
+        for ids, valid in zip(entities.class_ids, entities.valid, strict=True)
+    ]
+    text = entities.text.new_zeros(batch, count, entities.text.shape[2])
+    ids = entities.class_ids.new_zeros(batch, count)
+    valid = entities.valid.new_zeros(batch, count)
+    for row in range(batch):
+        taken = {0, *known[row]}
+        others = ((row + step) % batch for step in range(1, batch))
+        places = ((o, k) for o in others for k in range(entities.valid.shape[1]))
+        slot = 0
+        for other, k in places:
+            class_id = int(entities.class_ids[other, k])
+            if slot == count:
+                break
+            if entities.valid[other, k] and class_id not in taken:
+                taken.add(class_id)
+                text[row, slot], ids[row, slot] = entities.text[other, k], class_id
+                valid[row, slot] = True
+                slot += 1
+    return Entities(
+        torch.cat([entities.text, text], dim=1),
+        torch.cat([entities.class_ids, ids], dim=1),
+        torch.cat([entities.valid, valid], dim=1),
+    )

@@ -1,0 +1,106 @@
+"""What the modules share: optimizers, names of streams, results as a file."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+
+from ovseg.vocabulary import Vocabulary
+
+RESULTS = "results.json"
+
+
+def optimizers(
+    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
+) -> Any:
+    """Return what `configure_optimizers` does; the scheduler steps once per training step.
+
+    Raises:
+        ValueError: If the module has no parameter to train.
+    """
+    parameters = [p for p in module.parameters() if p.requires_grad]
+    if not parameters:
+        raise ValueError(
+            f"{type(module).__name__} holds no parameter to train: use validate (with calibrate) "
+            "or test"
+        )
+    made = optimizer(parameters)
+    if lr_scheduler is None:
+        return made
+    scheduler = lr_scheduler(made)
+    rule: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+    if isinstance(scheduler, ReduceLROnPlateau):
+        rule = {"scheduler": scheduler, "monitor": scheduler.monitor}
+    return {"optimizer": made, "lr_scheduler": rule}
+
+
+def need_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
+    """Return the vocabulary that the data module gave.
+
+    Raises:
+        ValueError: If it gave none.
+    """
+    if vocabulary is None:
+        raise ValueError("the model needs a vocabulary: use a data module that has one")
+    return vocabulary
+
+
+def stream_names(module: LightningModule, stage: str) -> list[str]:
+    """Return the names of the data module's streams of "val" or "test", in loader order."""
+    streams = getattr(getattr(module.trainer, "datamodule", None), stage, None)
+    return list(streams) if isinstance(streams, Mapping) else [stage]
+
+
+def by_class(values: Sequence[float], vocabulary: Vocabulary) -> dict[str, float]:
+    """Key per-class values (background first) by class; classes without a value are left out."""
+    return {c.key: v for c in vocabulary.classes if not math.isnan(v := float(values[c.id]))}
+
+
+def write_results(module: LightningModule, results: dict) -> Path:
+    """Write results.json into the trainer's default_root_dir, from rank 0, all or nothing.
+
+    Numbers are rounded to 4 decimals, NaN becomes null.
+    """
+    path = Path(module.trainer.default_root_dir) / RESULTS
+    if module.trainer.is_global_zero and not module.trainer.fast_dev_run:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        partial = path.with_suffix(".tmp")
+        with partial.open("w", encoding="utf-8") as file:
+            json.dump(_plain(results), file, indent=2)
+            file.write("\n")
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(partial, path)
+    return path
+
+
+def check_writable(folder: str | Path) -> None:
+    """Fail now, not after hours, if a folder cannot be written.
+
+    Raises:
+        PermissionError: If it cannot.
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".write-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise PermissionError(f"cannot write to {folder}: {error.strerror}") from None
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, int) or value is None or isinstance(value, str):
+        return value
+    number = float(value)
+    return None if math.isnan(number) else round(number, 4)

@@ -1,0 +1,164 @@
+"""Stage 2: train and score a grounding module."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor
+
+from ovseg.grounders.base import Grounder
+from ovseg.grounders.folder import save_grounder
+from ovseg.losses import grounding_loss, with_negatives
+from ovseg.modules.common import (
+    check_writable,
+    need_vocabulary,
+    optimizers,
+    stream_names,
+    write_results,
+)
+from ovseg.modules.grounding_scores import Calibration, GroundingScores
+from ovseg.structures import Batch, FeatureSpec, entity_targets
+from ovseg.vocabulary import Vocabulary
+
+
+class GroundingModule(LightningModule):
+    """Train a grounder on the masks of the entities that the annotator found.
+
+    `fit` ends by writing the grounder folder, which the other stages load. `test` writes
+    results.json: per stream the scores of `GroundingScores`.
+
+    Args:
+        grounder: Makes the grounder from the backbone's feature spec and text width.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler, stepped every training step.
+        feature_spec: Linked from the data module.
+        text_width: Linked from the data module.
+        vocabulary: Linked from the data module.
+        dice: Weight of the Dice loss.
+        negatives: Names per sample that it does not show, with an empty target.
+        output: Folder of the trained grounder, written at the end of `fit`, and of `validate` with
+            `calibrate`.
+        calibrate: Choose the grounder's threshold on the validation streams.
+    """
+
+    def __init__(
+        self,
+        grounder: Callable[[FeatureSpec, int], Grounder],
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        feature_spec: FeatureSpec | None = None,
+        text_width: int | None = None,
+        vocabulary: Vocabulary | None = None,
+        dice: float = 0.0,
+        negatives: int = 0,
+        output: str | None = None,
+        calibrate: bool = False,
+    ) -> None:
+        super().__init__()
+        if dice < 0 or negatives < 0:
+            raise ValueError(f"dice and negatives must be >= 0, got {dice} and {negatives}")
+        if feature_spec is None or text_width is None:
+            raise ValueError("a grounding module reads a backbone's features: set data.backbone")
+        self.vocabulary = need_vocabulary(vocabulary)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.dice, self.negatives, self.output = dice, negatives, output
+        self.grounder = grounder(feature_spec, text_width)
+        self.scores = torch.nn.ModuleDict()
+        self.calibration = Calibration(self.vocabulary.num_classes) if calibrate else None
+
+    def setup(self, stage: str) -> None:
+        """Make the metrics of every stream; fail now if the folder cannot be written."""
+        for kind in ("val", "test"):
+            streams = [GroundingScores(self.vocabulary) for _ in stream_names(self, kind)]
+            self.scores[kind] = torch.nn.ModuleList(streams)
+        if self.output is not None and stage in ("fit", "validate"):
+            check_writable(self.output)
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Return the probability ``(B, K, H, W)`` of each entity at image size."""
+        logits = self.grounder(batch.features, batch.entities).float()
+        size = batch.labels.shape[-2:]
+        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss over the found entities and the negatives."""
+        entities, found = batch.entities, batch.found & batch.entities.valid
+        if self.negatives:
+            names = found.shape[1]
+            entities = with_negatives(entities, self.negatives)
+            found = torch.cat([found, entities.valid[:, names:]], dim=1)
+        targets, pixels = entity_targets(batch.labels, entities.class_ids)
+        logits = self.grounder(batch.features, entities)
+        loss = grounding_loss(logits, targets, pixels, found, self.dice)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of a validation stream."""
+        masks = self(batch)
+        self.scores["val"][dataloader_idx].update(masks, batch, self.grounder.threshold)
+        if self.calibration is not None:
+            self.calibration.update(masks, batch)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of a test stream, and its controls."""
+        scores = self.scores["test"][dataloader_idx]
+        scores.update(self(batch), batch, self.grounder.threshold)
+        scores.update_controls(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores; choose the threshold."""
+        results = self._report("val")
+        miou = torch.tensor([scores["miou"] for scores in results.values()]).nanmean()
+        self.log("val/miou", miou, sync_dist=True, prog_bar=True)
+        if self.calibration is not None and not self.trainer.sanity_checking:
+            self.grounder.threshold = self.calibration.best()
+
+    def on_test_start(self) -> None:
+        """Fail before the work if the results cannot be written."""
+        check_writable(self.trainer.default_root_dir)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores and write results.json."""
+        write_results(self, self._report("test"))
+
+    def _report(self, kind: str) -> dict:
+        results = {}
+        for name, scores in zip(stream_names(self, kind), self.scores[kind], strict=True):
+            results[name] = scores.compute()
+            for key in ("miou", "choice"):
+                if not math.isnan(results[name][key]):  # no choice in images of one object
+                    self.log(f"{kind}/{name}/{key}", results[name][key], sync_dist=True)
+        return results
+
+    def on_fit_end(self) -> None:
+        """Write the grounder folder."""
+        self._save()
+
+    def on_validation_end(self) -> None:
+        """Write the grounder folder with the threshold that `validate` has chosen."""
+        if self.calibration is not None and self.trainer.state.fn == "validate":
+            self._save()
+
+    def _save(self) -> None:
+        trainer = self.trainer
+        if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
+            backbone = trainer.datamodule.backbone
+            save_grounder(self.grounder, self.output, backbone, self.vocabulary)
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the threshold: it is no tensor of the state dict."""
+        checkpoint["threshold"] = float(self.grounder.threshold)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Restore the threshold."""
+        self.grounder.threshold = checkpoint.get("threshold", self.grounder.threshold)
+
+    def configure_optimizers(self):
+        """Return the optimizer and its scheduler."""
+        return optimizers(self, self.optimizer, self.lr_scheduler)

@@ -1,0 +1,122 @@
+"""Stage 4: train and score a segmenter."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
+from torch import Tensor, nn
+
+from ovseg.metrics import SegmentationIoU
+from ovseg.modules.common import (
+    by_class,
+    check_writable,
+    need_vocabulary,
+    optimizers,
+    stream_names,
+    write_results,
+)
+from ovseg.segmenters.base import Segmenter
+from ovseg.structures import Batch
+from ovseg.vocabulary import Vocabulary
+
+LOGGED = {"seen": "miou_seen", "unseen": "miou_unseen", "harmonic": "hiou", "mean": "miou"}
+
+
+class SegmentationModule(LightningModule):
+    """Train a segmenter on label maps; score seen and unseen classes on named streams.
+
+    `test` writes results.json: per stream `seen`, `unseen`, `harmonic`, `mean`, `background` and
+    `per_class`, IoU in percent.
+
+    Args:
+        segmenter: Makes the segmenter from the number of classes.
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler, stepped every training step.
+        vocabulary: Linked from the data module.
+        background_in_mean: Count background's IoU among the seen classes.
+        score_background: Score pixels whose truth is background; else they are ignored.
+    """
+
+    def __init__(
+        self,
+        segmenter: Callable[[int], Segmenter],
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None = None,
+        vocabulary: Vocabulary | None = None,
+        background_in_mean: bool = False,
+        score_background: bool = True,
+    ) -> None:
+        super().__init__()
+        self.vocabulary = need_vocabulary(vocabulary)
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.protocol = {
+            "background_in_mean": background_in_mean,
+            "score_background": score_background,
+        }
+        self.segmenter = segmenter(self.vocabulary.num_classes)
+        self.scores = nn.ModuleDict()
+        self._metric()  # a protocol that contradicts itself fails now
+
+    def _metric(self) -> SegmentationIoU:
+        words = self.vocabulary
+        return SegmentationIoU(words.num_classes, words.seen, words.unseen, **self.protocol)
+
+    def setup(self, stage: str) -> None:
+        """Make one metric per stream."""
+        for kind in ("val", "test"):
+            metrics = [self._metric() for _ in stream_names(self, kind)]
+            self.scores[kind] = nn.ModuleList(metrics)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
+        return self.segmenter(images)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the segmenter's loss."""
+        loss = self.segmenter.loss(batch.images, batch.labels)
+        self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
+        return loss
+
+    def _score(self, kind: str, batch: Batch, number: int) -> None:
+        predictions = self.segmenter(batch.images).argmax(dim=1)
+        self.scores[kind][number].update(predictions, batch.labels)
+
+    def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of a validation stream."""
+        self._score("val", batch, dataloader_idx)
+
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Score a batch of a test stream."""
+        self._score("test", batch, dataloader_idx)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the scores."""
+        self._report("val")
+
+    def on_test_start(self) -> None:
+        """Fail before the work if the results cannot be written."""
+        check_writable(self.trainer.default_root_dir)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores and write results.json."""
+        write_results(self, self._report("test"))
+
+    def _report(self, kind: str) -> dict:
+        """Compute, log and reset the scores; those of the first stream also without its name."""
+        results = {}
+        for place, name in enumerate(stream_names(self, kind)):
+            metric = self.scores[kind][place]
+            scores = metric.compute()
+            metric.reset()
+            prefixes = [f"{kind}/{name}", kind] if place == 0 else [f"{kind}/{name}"]
+            logged = {f"{p}/{LOGGED[key]}": scores[key].float() for key in LOGGED for p in prefixes}
+            self.log_dict(logged, sync_dist=True, batch_size=1)
+            classes = by_class(scores.pop("per_class"), self.vocabulary)
+            results[name] = {**scores, "per_class": classes, **self.protocol}
+        return results
+
+    def configure_optimizers(self):
+        """Return the optimizer and its scheduler."""
+        return optimizers(self, self.optimizer, self.lr_scheduler)
