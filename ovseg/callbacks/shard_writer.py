@@ -1,0 +1,126 @@
+"""Write what `predict` yields as shards; killed at any moment, it goes on where it was."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from webdataset import TarWriter
+
+from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.data.manifest import finish, prepare
+from ovseg.data.shard_format import encode_sample, samples_of, shard_name
+from ovseg.structures import IGNORE, Batch
+
+
+class ShardWriter(Callback):
+    """Write the predict stream of a `SyntheticDataModule` to a folder of WebDataset tars.
+
+    A shard is written as ``.tmp`` and renamed when it is complete, so a file under its final name
+    is done; only the others are made. `dataset.json` is written when none is missing. Bytes do not
+    depend on the number of processes, on their order or on interruptions.
+
+    Args:
+        output: Folder of the dataset. Another dataset in it is refused.
+        soft: Store the annotator's soft masks too, at feature size.
+    """
+
+    def __init__(self, output: str, soft: bool = False) -> None:
+        self.output = Path(output)
+        self.soft = soft
+        self._tar: _Shard | None = None
+
+    def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Compare the folder with what is asked for, and hand the pending shards to the data.
+
+        Raises:
+            ValueError: If the folder holds another dataset, or the data cannot be written.
+            PermissionError: If the folder cannot be written.
+        """
+        if stage != "predict":
+            return
+        data = trainer.datamodule
+        if not isinstance(data, SyntheticDataModule):
+            raise ValueError(f"ShardWriter writes a SyntheticDataModule, not {type(data).__name__}")
+        if data.vocabulary.num_classes > IGNORE:
+            raise ValueError(
+                f"a mask of uint8 holds {IGNORE - 1} classes, vocabulary "
+                f"{data.vocabulary.name!r} has {data.vocabulary.num_classes - 1}"
+            )
+        pending = error = None
+        if trainer.is_global_zero:
+            request = data.describe()
+            request["config"]["soft"] = self.soft
+            try:
+                pending = prepare(self.output, request, data.predict.num_shards)
+            except (ValueError, PermissionError) as raised:
+                error = raised
+        pending, error = trainer.strategy.broadcast((pending, error))
+        if error is not None:  # on every rank, so that none waits for the others
+            raise error
+        data.pending = pending
+        if not pending:
+            trainer.print(f"{self.output} has all its shards: nothing to generate")
+
+    def on_predict_batch_end(
+        self,
+        trainer: Trainer,
+        pl_module: LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Append a batch to its shard.
+
+        Raises:
+            ValueError: If a batch does not belong to a shard.
+        """
+        if not isinstance(outputs, Batch) or len(outputs) == 0:
+            return
+        place = outputs.position
+        if place is None or (self._tar is None) != place.first:
+            raise ValueError(
+                f"batch {outputs.indices.tolist()} is not the next part of a shard: the predict "
+                "loader must be that of SyntheticDataModule"
+            )
+        if place.first:
+            self._tar = _Shard(self.output / shard_name(place.shard))
+        size = None
+        if self.soft:  # that of the finest tap
+            stride = min(tap.stride for tap in trainer.datamodule.feature_spec.taps.values())
+            size = tuple(side // stride for side in outputs.images.shape[-2:])
+        for sample in samples_of(outputs, size):
+            self._tar.write(encode_sample(sample))
+        if place.last:
+            self._tar.publish()
+            self._tar = None
+
+    def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Describe the dataset once every process has written its shards."""
+        trainer.strategy.barrier("all shards are written")
+        if trainer.is_global_zero:
+            data = trainer.datamodule
+            if not finish(self.output, data.predict.num_shards, data.vocabulary):
+                trainer.print(f"{self.output} lacks some shards: run `predict` again")
+        trainer.strategy.barrier("the dataset is described")
+
+
+class _Shard:
+    """A tar that gets its name when it is complete."""
+
+    def __init__(self, path: Path) -> None:
+        self.path, self.temporary = path, path.with_name(f"{path.name}.tmp")
+        self.file = self.temporary.open("wb")
+        self.tar = TarWriter(self.file, encoder=False, mtime=0)
+        self.write = self.tar.write
+
+    def publish(self) -> None:
+        """Close the tar, make sure that it is on disk, and give it its name."""
+        self.tar.close()
+        self.file.flush()
+        os.fsync(self.file.fileno())
+        self.file.close()
+        os.replace(self.temporary, self.path)

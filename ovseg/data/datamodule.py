@@ -1,0 +1,204 @@
+"""The one DataModule: streams, a frozen backbone, and which batch goes where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.metadata import PackageNotFoundError, version
+
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader
+
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.data.base import Stream
+from ovseg.data.live import LiveStream
+from ovseg.data.loader import TrainLoader
+from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSampler
+from ovseg.structures import Batch, FeatureSpec
+from ovseg.vocabulary import Vocabulary
+
+VERSIONED = ("ovseg", "torch", "numpy", "pillow", "diffusers", "transformers")
+"""Packages that have a say in the bytes of a dataset."""
+
+
+class SyntheticDataModule(LightningDataModule):
+    """Feed any of the four stages from live, stored or real streams.
+
+    Batches come from the streams on CPU and are completed on the device, without gradients: a live
+    stream samples and annotates there; with a backbone every batch gets entities and features. The
+    backbone and the annotators are moved, but never saved, wrapped or trained.
+
+    Args:
+        vocabulary: Name of a shipped vocabulary or path of a YAML file.
+        split: Its split into seen and unseen classes.
+        batch_size: Samples per batch and process.
+        backbone: Makes images and features; None if nothing is live and nobody needs features.
+        train: Stream of `fit`.
+        val: Named streams of validation.
+        test: Named streams of `test`, scored apart.
+        predict: Stream that `predict` writes.
+        num_workers: Processes per loader.
+        seed: Seed of the training order.
+        threads: Threads of torch per process; None leaves torch's own number. The last bits of a
+            generated sample depend on it.
+
+    Raises:
+        ValueError: If a number is not positive, or the vocabulary or split is unknown.
+    """
+
+    def __init__(
+        self,
+        vocabulary: str,
+        split: str | int = "1",
+        batch_size: int = 16,
+        backbone: DiffusionBackbone | None = None,
+        train: Stream | None = None,
+        val: dict[str, Stream] | None = None,
+        test: dict[str, Stream] | None = None,
+        predict: LiveStream | None = None,
+        num_workers: int = 0,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> None:
+        super().__init__()
+        if batch_size < 1:
+            raise ValueError(f"batch_size must be >= 1, got {batch_size}")
+        if threads is not None and threads < 1:
+            raise ValueError(f"threads must be >= 1 or null, got {threads}")
+        self.vocabulary_name = vocabulary
+        self._vocabulary = Vocabulary.load(vocabulary, str(split))
+        self.batch_size = batch_size
+        self.backbone = backbone
+        self.train, self.val, self.test, self.predict = train, val or {}, test or {}, predict
+        self.num_workers = num_workers
+        self.seed = seed
+        self.threads = threads
+        self.pending: Sequence[int] | None = None
+        """Shards that `predict` is to make; None for all (a shard writer sets it)."""
+
+    @property
+    def vocabulary(self) -> Vocabulary:
+        """The classes."""
+        return self._vocabulary
+
+    @property
+    def feature_spec(self) -> FeatureSpec | None:
+        """Shapes of the backbone's features."""
+        return self.backbone.feature_spec if self.backbone is not None else None
+
+    @property
+    def text_width(self) -> int | None:
+        """Width of the backbone's text embeddings."""
+        return self.backbone.text_width if self.backbone is not None else None
+
+    def setup(self, stage: str) -> None:
+        """Bind the stage's streams to the classes; move what they need to the device.
+
+        Raises:
+            ValueError: If the stage has no stream.
+        """
+        if self.threads is not None:
+            torch.set_num_threads(self.threads)
+        streams = self._streams(stage)
+        device = self.trainer.strategy.root_device
+        for stream in streams:
+            stream.bind(self.vocabulary)
+            stream.to(device)
+        if self.backbone is not None:
+            self.backbone.to(device).eval().requires_grad_(False)
+
+    def train_dataloader(self) -> TrainLoader:
+        """Return shuffled full batches."""
+        sampler = TrainSampler(self.train, self.batch_size, self.seed, *self._place())
+        return TrainLoader(self.train, None, sampler=sampler, num_workers=self.num_workers)
+
+    def val_dataloader(self) -> list[DataLoader]:
+        """Return one loader per validation stream, in order."""
+        return self._test_loaders(self.val, even=self.trainer.state.fn == "fit")
+
+    def test_dataloader(self) -> list[DataLoader]:
+        """Return one loader per test stream, in order."""
+        return self._test_loaders(self.test, even=False)
+
+    def predict_dataloader(self) -> DataLoader:
+        """Return the batches of the pending shards."""
+        stream = self.predict
+        pending = range(stream.num_shards) if self.pending is None else self.pending
+        sampler = ShardSampler(stream, self.batch_size, stream.shard_size, pending, *self._place())
+        return self._loader(stream, sampler)
+
+    def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
+        """Complete a batch on the device."""
+        with torch.no_grad():
+            return self._source(dataloader_idx).complete(batch, self.backbone)
+
+    def describe(self) -> dict:
+        """Return what decides every byte of the dataset that `predict` writes, JSON-ready.
+
+        Returns:
+            ``config`` (the same for everybody) and ``environment`` (device, threads, versions).
+        """
+        stream, vocabulary = self.predict, self.vocabulary
+        facts = stream.describe()
+        config = {
+            "format": 1,
+            "vocabulary": {
+                "name": vocabulary.name,
+                "digest": vocabulary.digest,
+                "split": vocabulary.split,
+                "num_classes": vocabulary.num_classes,
+            },
+            "requested_classes": facts["annotator"].get("requested_classes"),
+            **facts,
+            "batch_size": min(self.batch_size, stream.shard_size),
+            "backbone_digest": self.backbone.digest if self.backbone is not None else None,
+            "backbone": self.backbone.describe() if self.backbone is not None else None,
+        }
+        environment = {
+            "device": _device_name(self.trainer.strategy.root_device),
+            "threads": torch.get_num_threads(),
+            "versions": {name: found for name in VERSIONED if (found := _version(name))},
+        }
+        return {"config": config, "environment": environment}
+
+    def _streams(self, stage: str) -> list[Stream]:
+        if stage == "fit":
+            needed, streams = "train", [self.train, *self.val.values()]
+        elif stage == "predict":
+            needed, streams = "predict", [self.predict]
+        else:
+            needed = "val" if stage == "validate" else "test"
+            streams = list(getattr(self, needed).values()) or [None]
+        if streams[0] is None:
+            raise ValueError(f"`{stage}` needs a stream: set data.{needed}")
+        return streams
+
+    def _source(self, dataloader_idx: int) -> Stream:
+        """Return the stream that the current batch came from."""
+        trainer = self.trainer
+        if trainer.training:
+            return self.train
+        if trainer.predicting:
+            return self.predict
+        return list((self.test if trainer.testing else self.val).values())[dataloader_idx]
+
+    def _place(self) -> tuple[int, int]:
+        return self.trainer.global_rank, self.trainer.world_size
+
+    def _test_loaders(self, streams: dict[str, Stream], even: bool) -> list[DataLoader]:
+        samplers = (TestSampler(s, self.batch_size, even, *self._place()) for s in streams.values())
+        return [self._loader(sampler.dataset, sampler) for sampler in samplers]
+
+    def _loader(self, stream: Stream, sampler: BatchSampler) -> DataLoader:
+        return DataLoader(stream, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+
+def _device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None

@@ -1,0 +1,163 @@
+"""A dataset written by `predict`, read back at random."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.data.base import Stream
+from ovseg.data.manifest import read_manifest
+from ovseg.data.shard_format import StoredSample, decode_sample, index_shard
+from ovseg.structures import IGNORE, Batch
+from ovseg.vocabulary import Vocabulary
+
+
+class ShardStream(Stream):
+    """The samples of a folder of shards, by position, on local disk.
+
+    Nothing is read before `bind` or ``len``. The tars' own headers are the index, read once per
+    shard. Images, labels, found flags and latents are exactly those that were written; with a
+    backbone one call makes the features again.
+
+    Args:
+        path: Folder that `predict` wrote.
+        limit: Take the first samples only.
+
+    Raises:
+        ValueError: If limit is not positive.
+    """
+
+    def __init__(self, path: str, limit: int | None = None) -> None:
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be >= 1 or null, got {limit}")
+        self.folder = Path(path)
+        self.limit = limit
+        self._index: dict[str, list[dict[str, tuple[int, int]]]] = {}
+
+    @cached_property
+    def manifest(self) -> dict:
+        """`dataset.json`."""
+        return read_manifest(self.folder)
+
+    @cached_property
+    def _shards(self) -> list[tuple[str, int]]:
+        """Name and number of samples of every shard."""
+        return [(name, facts["samples"]) for name, facts in self.manifest["shards"].items()]
+
+    @cached_property
+    def _ends(self) -> list[int]:
+        """Position after the last sample of every shard."""
+        return list(accumulate(samples for _, samples in self._shards))
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Check that the masks mean what the vocabulary says.
+
+        Raises:
+            FileNotFoundError: If there is no complete dataset.
+            ValueError: If it was made with other classes or another split, or a shard is damaged.
+        """
+        super().bind(vocabulary)
+        there = self.manifest["vocabulary"]
+        here = {"name": vocabulary.name, "digest": vocabulary.digest, "split": vocabulary.split}
+        for key, words in (("digest", "classes"), ("split", "split")):
+            if there[key] != here[key]:
+                raise ValueError(
+                    f"dataset {self.folder} was made with the {words} of vocabulary "
+                    f"{there['name']!r}, split {there['split']!r} (digest {there['digest']}), not "
+                    f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
+                )
+
+    def __len__(self) -> int:
+        return min(self._ends[-1], self.limit or self._ends[-1])
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        """Read samples.
+
+        Raises:
+            ValueError: If one is damaged, or its mask has ids that the vocabulary does not.
+        """
+        samples = [self._read(position) for position in positions]
+        sizes = {sample.image.shape[:2] for sample in samples}
+        if len(sizes) > 1:
+            raise ValueError(f"images of {sorted(sizes)} pixels of {self.folder} make no batch")
+        images = np.stack([sample.image for sample in samples])
+        labels = np.stack([sample.mask for sample in samples])
+        return Batch(
+            indices=torch.tensor(list(positions), dtype=torch.long),
+            requests=[sample.request for sample in samples],
+            images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
+            labels=torch.from_numpy(labels).long(),
+            found=_pad([sample.found for sample in samples]),
+            latents=torch.from_numpy(np.stack([sample.latent for sample in samples])),
+            timesteps=torch.tensor(samples[0].timesteps),
+        )
+
+    def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
+        """Add entities and features, with one call of the backbone.
+
+        Raises:
+            ValueError: If the latents were made by another backbone.
+        """
+        if backbone is None:
+            return batch
+        made_by = self.manifest["backbone_digest"]
+        if made_by != backbone.digest:
+            raise ValueError(
+                f"the latents of {self.folder} were made by backbone {made_by} "
+                f"({self.manifest['backbone'].get('model')}), not by the given one "
+                f"{backbone.digest} ({backbone.describe().get('model')}): model, taps, tapped "
+                "steps and branches must be the same"
+            )
+        features = backbone.features(batch.latents, batch.timesteps, batch.requests)
+        return batch.replace(entities=backbone.entities(batch.requests), features=features)
+
+    def sample(self, position: int) -> StoredSample:
+        """Return one sample with everything that is stored of it.
+
+        Raises:
+            IndexError: If there is no such position.
+        """
+        if not 0 <= position < len(self):
+            raise IndexError(f"position {position} is outside 0..{len(self) - 1} of {self.folder}")
+        return self._read(position)
+
+    def _read(self, position: int) -> StoredSample:
+        shard = bisect_right(self._ends, position)
+        name, count = self._shards[shard]
+        if name not in self._index:
+            self._index[name] = index_shard(self.folder / name, count)
+        members = self._index[name][position - (self._ends[shard] - count)]
+        with (self.folder / name).open("rb") as file:
+            data = {}
+            for extension, (offset, size) in members.items():
+                file.seek(offset)
+                data[extension] = file.read(size)
+        try:
+            sample = decode_sample(data)
+            self._check(sample)
+        except ValueError as error:
+            raise ValueError(f"sample {position} of shard {self.folder / name}: {error}") from None
+        return sample
+
+    def _check(self, sample: StoredSample) -> None:
+        classes = self.manifest["vocabulary"]["num_classes"]
+        foreign = np.unique(sample.mask[(sample.mask >= classes) & (sample.mask != IGNORE)])
+        if foreign.size:
+            raise ValueError(
+                f"its mask has ids {foreign.tolist()}; the vocabulary has 0..{classes - 1} and "
+                f"{IGNORE} is ignore"
+            )
+
+
+def _pad(found: list[list[bool]]) -> Tensor:
+    """Return ``(B, K)`` bool with False in padding; K >= 1, as the backbones pad entities."""
+    width = max(1, *map(len, found))
+    return torch.tensor([row + [False] * (width - len(row)) for row in found])

@@ -1,0 +1,120 @@
+"""The folder's own files: counts, digests, what is refused."""
+
+import hashlib
+import json
+from collections import Counter
+
+import pytest
+from toy_data import data_module, live_stream, write_dataset
+
+from ovseg.data.manifest import differences, digest_of, prepare, read_manifest
+
+REQUEST = {"config": {"seed": 0}, "environment": {"threads": 1}}
+
+
+def test_dataset_json(tmp_path):
+    data = data_module(predict=live_stream())
+    write_dataset(tmp_path, data)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    request = json.loads((tmp_path / "request.json").read_text())
+    assert manifest["config_digest"] == digest_of(request["config"])
+    assert {k: manifest[k] for k in request["config"]} == request["config"]
+    assert manifest["backbone"]["model"] == "acme/toy"
+    assert manifest["backbone_digest"] == data.backbone.digest
+    vocabulary = data.vocabulary
+    assert manifest["vocabulary"] == {
+        "name": "clipart",
+        "digest": vocabulary.digest,
+        "split": "1",
+        "num_classes": 21,
+    }
+    assert manifest["requested_classes"] == list(range(1, 21))
+    assert manifest["annotator"]["source"] == "acme colours"
+    assert [shard["samples"] for shard in manifest["shards"].values()] == [4, 4, 2]
+    for name, shard in manifest["shards"].items():
+        written = (tmp_path / name).read_bytes()
+        assert shard["bytes"] == len(written)
+        assert shard["sha256"] == hashlib.sha256(written).hexdigest()
+
+
+def test_counts(tmp_path):
+    data = data_module(predict=live_stream())
+    write_dataset(tmp_path, data)
+    counts = json.loads((tmp_path / "dataset.json").read_text())["counts"]
+    assert counts["samples"] == 10
+    prompted, found, pairs, pairs_found = Counter(), Counter(), Counter(), Counter()
+    for index in range(10):
+        batch = data.predict.complete(data.predict[[index]], data.backbone)
+        ids = [entity.class_id for entity in batch.requests[0].entities]
+        flags = dict(zip(ids, batch.found[0].tolist(), strict=True))
+        for class_id in ids:
+            prompted[data.vocabulary[class_id].key] += 1
+            found[data.vocabulary[class_id].key] += flags[class_id]
+        if len(ids) == 2:
+            key = " + ".join(data.vocabulary[class_id].key for class_id in sorted(ids))
+            pairs[key] += 1
+            pairs_found[key] += all(flags.values())
+    assert sum(found.values()) < sum(prompted.values())
+    expected = {k: {"prompted": prompted[k], "found": found[k]} for k in prompted}
+    assert counts["classes"] == expected
+    assert counts["pairs"] == {k: {"prompted": pairs[k], "found": pairs_found[k]} for k in pairs}
+
+
+def test_prepare_lists_what_is_missing(tmp_path):
+    folder = tmp_path / "new" / "set"
+    assert prepare(folder, REQUEST, 3) == [0, 1, 2]
+    (folder / "shard-000001.tar").write_bytes(b"done")
+    (folder / "shard-000002.tar.tmp").write_bytes(b"half")
+    assert prepare(folder, REQUEST, 3) == [0, 2]
+    assert not list(folder.glob("*.tmp"))
+
+
+def test_prepare_refuses(tmp_path):
+    prepare(tmp_path, REQUEST, 2)
+    other = {"config": {"seed": 1}, "environment": {"threads": 1}}
+    prepare(tmp_path, other, 2)  # nothing was made yet: another choice is fine
+    (tmp_path / "shard-000000.tar").write_bytes(b"done")
+    with pytest.raises(ValueError, match="seed is 1 there, 0 here"):
+        prepare(tmp_path, REQUEST, 2)
+    threads = {"config": {"seed": 1}, "environment": {"threads": 2}}
+    with pytest.raises(ValueError, match="threads is 1 there, 2 here"):
+        prepare(tmp_path, threads, 2)
+    (tmp_path / "shard-000001.tar").write_bytes(b"done")
+    assert prepare(tmp_path, threads, 2) == []  # complete: of use anywhere
+    (tmp_path / "request.json").unlink()
+    with pytest.raises(ValueError, match="holds shards but no request.json"):
+        prepare(tmp_path, REQUEST, 2)
+
+
+def test_differences_name_the_place():
+    there = {"backbone": {"steps": 30, "taps": ["a"]}, "seed": 0}
+    here = {"backbone": {"steps": 50, "taps": ["a"]}, "soft": True, "seed": 0}
+    assert differences(there, here) == [
+        "backbone.steps is 30 there, 50 here",
+        "soft is None there, True here",
+    ]
+
+
+def test_read_manifest_errors(tmp_path):
+    with pytest.raises(FileNotFoundError, match="no dataset folder"):
+        read_manifest(tmp_path / "none")
+    with pytest.raises(FileNotFoundError, match="holds no shards"):
+        read_manifest(tmp_path)
+    write_dataset(tmp_path)
+    assert read_manifest(tmp_path)["counts"]["samples"] == 10
+    manifest = tmp_path / "dataset.json"
+    manifest.rename(tmp_path / "elsewhere.json")
+    with pytest.raises(FileNotFoundError, match="not complete: run `predict` again"):
+        read_manifest(tmp_path)
+    (tmp_path / "elsewhere.json").rename(manifest)
+    shard = tmp_path / "shard-000001.tar"
+    written = shard.read_bytes()
+    shard.write_bytes(written[:-100])
+    with pytest.raises(ValueError, match=r"shard-000001.tar has \d+ bytes, not \d+: delete it"):
+        read_manifest(tmp_path)
+    shard.write_bytes(b"")
+    with pytest.raises(ValueError, match="shard-000001.tar has 0 bytes"):
+        read_manifest(tmp_path)
+    shard.unlink()
+    with pytest.raises(ValueError, match="shard-000001.tar is missing"):
+        read_manifest(tmp_path)

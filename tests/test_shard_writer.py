@@ -1,0 +1,142 @@
+"""Writing shards: what is in the folder, resuming, refusing."""
+
+import io
+import json
+import tarfile
+
+import numpy as np
+import pytest
+import torch
+from acme.backbone import ToyBackbone
+from PIL import Image
+from toy_data import contents, data_module, live_stream, quiet_trainer, write_dataset
+
+from ovseg.callbacks.shard_writer import ShardWriter
+from ovseg.modules.dataset import DatasetModule
+
+
+def read_tar(path):
+    with tarfile.open(path) as tar:
+        return {member.name: tar.extractfile(member).read() for member in tar}
+
+
+def test_members_of_a_shard(tmp_path):
+    data = data_module(predict=live_stream())
+    write_dataset(tmp_path, data, soft=True)
+    members = {k: v for n in range(3) for k, v in read_tar(tmp_path / f"shard-{n:06d}.tar").items()}
+    kinds = ["image.png", "instances.png", "json", "latent.npy", "mask.png", "soft.npy"]
+    assert sorted(members) == [f"{i:08d}.{kind}" for i in range(10) for kind in kinds]
+    stream = data.predict
+    # the batches of 3 inside shards of 4
+    for indices in ([0, 1, 2], [3], [4, 5, 6], [7], [8, 9]):
+        batch = stream.complete(stream[indices], data.backbone)
+        for row, index in enumerate(indices):
+            check_sample(members, f"{index:08d}", batch, row)
+
+
+def check_sample(members, key, batch, row):
+    image = np.array(Image.open(io.BytesIO(members[f"{key}.image.png"])))
+    assert np.array_equal(image, batch.images[row].permute(1, 2, 0).numpy())
+    mask = np.array(Image.open(io.BytesIO(members[f"{key}.mask.png"])))
+    assert mask.dtype == np.uint8 and np.array_equal(mask, batch.labels[row].numpy())
+    latent = np.load(io.BytesIO(members[f"{key}.latent.npy"]), allow_pickle=False)
+    assert latent.dtype == np.float32 and np.array_equal(latent, batch.latents[row].numpy())
+    request, facts = batch.requests[row], json.loads(members[f"{key}.json"])
+    number = len(request.entities)
+    soft = np.load(io.BytesIO(members[f"{key}.soft.npy"]), allow_pickle=False)
+    assert soft.dtype == np.float16 and soft.shape == (number, 8, 8)  # the finest tap: stride 4
+    shares = batch.annotation.masks[row, :number].reshape(number, 8, 4, 8, 4).mean((2, 4))
+    assert np.array_equal(soft, shares.half().numpy())
+    instances = np.array(Image.open(io.BytesIO(members[f"{key}.instances.png"])))
+    assert np.array_equal(instances, batch.annotation.instances[row].numpy())
+    assert facts == {
+        "index": request.index,
+        "seed": request.seed,
+        "prompt": request.prompt,
+        "negative_prompt": "",
+        "names": [e.name for e in request.entities],
+        "class_ids": [e.class_id for e in request.entities],
+        "starts": [e.span[0] for e in request.entities],
+        "ends": [e.span[1] for e in request.entities],
+        "found": batch.found[row, :number].tolist(),
+        "scores": batch.annotation.scores[row, :number].tolist(),
+        "timesteps": [1.0],
+    }
+
+
+def test_two_runs_and_a_resumed_one_give_the_same_bytes(tmp_path):
+    first = contents(write_dataset(tmp_path / "a"))
+    assert contents(write_dataset(tmp_path / "b")) == first
+    # as after a kill: one shard made, one half-written, no dataset.json
+    (tmp_path / "b" / "shard-000001.tar").rename(tmp_path / "b" / "shard-000001.tar.tmp")
+    (tmp_path / "b" / "dataset.json").unlink()
+    assert contents(write_dataset(tmp_path / "b")) == first
+    # killed between the last shard and dataset.json
+    (tmp_path / "b" / "dataset.json").unlink()
+    assert contents(write_dataset(tmp_path / "b")) == first
+
+
+def test_a_complete_dataset_is_left_alone(tmp_path):
+    write_dataset(tmp_path)
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+
+    class Broken(ToyBackbone):
+        def sample(self, requests):
+            raise AssertionError("nothing is to be sampled")
+
+        def describe(self):
+            return ToyBackbone().describe()
+
+    write_dataset(tmp_path, data_module(backbone=Broken(), predict=live_stream()))
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+def test_another_dataset_is_refused(tmp_path):
+    write_dataset(tmp_path)
+    with pytest.raises(ValueError, match=r"another dataset \(seed is 0 there, 1 here\)"):
+        write_dataset(tmp_path, data_module(predict=live_stream(seed=1)))
+    with pytest.raises(ValueError, match="batch_size is 3 there, 4 here"):
+        write_dataset(tmp_path, data_module(batch_size=16, predict=live_stream()))
+    with pytest.raises(ValueError, match="soft is False there, True here"):
+        write_dataset(tmp_path, soft=True)
+
+
+def test_output_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("not a folder")
+
+    class Broken(ToyBackbone):
+        def sample(self, requests):
+            raise AssertionError("it must fail before anything is sampled")
+
+    data = data_module(backbone=Broken(), predict=live_stream())
+    with pytest.raises(PermissionError, match="cannot write the dataset to .*choose another"):
+        write_dataset(tmp_path / "file" / "out", data)
+
+
+def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
+    trainer = quiet_trainer(
+        tmp_path, callbacks=[ShardWriter(str(tmp_path / "out"))], limit_predict_batches=2
+    )
+    trainer.predict(DatasetModule(), data_module(predict=live_stream()), return_predictions=False)
+    assert sorted(contents(tmp_path / "out")) == ["request.json", "shard-000000.tar"]
+
+
+def test_threads_are_fixed_and_recorded(tmp_path):
+    before = torch.get_num_threads()
+    try:
+        write_dataset(tmp_path, data_module(predict=live_stream(), threads=2))
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
+    environment = json.loads((tmp_path / "dataset.json").read_text())["environment"]
+    assert environment["threads"] == 2 and environment["device"] == "cpu"
+    assert environment["versions"]["torch"] == torch.__version__
+
+
+def test_only_consecutive_batches_of_a_shard_are_written(tmp_path):
+    data = data_module(predict=live_stream())
+    writer = ShardWriter(str(tmp_path))
+    data.predict.bind(data.vocabulary)
+    batch = data.predict.complete(data.predict[[1, 2]], data.backbone)
+    with pytest.raises(ValueError, match="not the next part of a shard"):
+        writer.on_predict_batch_end(None, None, batch, batch, 0)
