@@ -42,3 +42,22 @@ class Grounder(nn.Module, ABC):
 
         In eval mode a batch of N equals N batches of one, and padding entities change nothing.
         """
+
+
+def check_features(spec: FeatureSpec, features: Features) -> None:
+    """Check that features are those that a grounder was built for.
+
+    Raises:
+        ValueError: If a tap is missing, or its steps, branches or channels differ.
+    """
+    for tap, wanted in spec.taps.items():
+        if tap not in features.maps:
+            raise ValueError(
+                f"the grounder needs the tap {tap!r}; the backbone has {', '.join(features.maps)}"
+            )
+        shape, got = (spec.steps, spec.branches, wanted.channels), features.maps[tap].shape
+        if len(got) != 6 or tuple(got[1:4]) != shape:
+            raise ValueError(
+                f"the grounder needs (steps, branches, channels) = {shape} at the tap {tap!r}; "
+                f"the backbone gives a map of shape {tuple(got)}"
+            )
