@@ -76,12 +76,13 @@ class PipelineFiles:
                 raise FileNotFoundError(f"the model {self.model!r} has no file {name}")
             return path
         from huggingface_hub import hf_hub_download
+        from huggingface_hub.errors import EntryNotFoundError
 
         try:
             found = hf_hub_download(
                 self.model, name, revision=self.revision, local_files_only=self.local_files_only
             )
-        except (OSError, ValueError) as error:  # the Hub's own errors are among these
+        except (OSError, ValueError, EntryNotFoundError) as error:
             line = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
                 f"cannot get {name} of the model {self.model!r} from the Hub: {line}"

@@ -81,8 +81,11 @@ def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) ->
         noise: Same shape, standard normal.
         timestep: Scalar.
     """
-    mix = scheduler.add_noise if hasattr(scheduler, "add_noise") else scheduler.scale_noise
-    noisy = mix(clean, noise, timestep.repeat(clean.shape[0]))
+    repeated = timestep.repeat(clean.shape[0])
+    if hasattr(scheduler, "add_noise"):
+        noisy = scheduler.add_noise(clean, noise, repeated)
+    else:  # flow matching
+        noisy = scheduler.scale_noise(clean, repeated, noise)
     return scale_input(scheduler, noisy.to(clean.dtype), timestep)
 
 

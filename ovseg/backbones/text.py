@@ -52,10 +52,10 @@ def _tokens_by_pieces(tokenizer, text: str) -> list[Token]:
             continue
         word = piece.removesuffix("</w>").lstrip("▁Ġ").lower()
         cursor += len(lower[cursor:]) - len(lower[cursor:].lstrip())
-        if piece == unknown:
-            width = 1
-        elif lower.startswith(word, cursor):
+        if lower.startswith(word, cursor):
             width = len(word)
+        elif piece == unknown:
+            width = 1
         else:
             raise ValueError(f"cannot align token {piece!r} with the text {text!r}")
         tokens.append(Token(number, cursor, cursor + width))

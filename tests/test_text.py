@@ -1,0 +1,125 @@
+"""ovseg.backbones.text: a name's tokens, found by its characters."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from ovseg.backbones.text import embed_name, encode, entity_positions, positions_of, tokens_of
+from ovseg.structures import Entity, Request
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_pipeline):
+    from transformers import CLIPTokenizer
+
+    return CLIPTokenizer.from_pretrained(tiny_pipeline, subfolder="tokenizer")
+
+
+@pytest.fixture(scope="module")
+def encoder(tiny_pipeline):
+    from ovseg.backbones.files import PipelineFiles
+
+    return PipelineFiles(tiny_pipeline).load("text_encoder", torch.float32).eval()
+
+
+class Slow:
+    """A tokenizer without offsets."""
+
+    is_fast = False
+
+    def __init__(self, tokenizer) -> None:
+        self.inner = tokenizer
+
+    def __getattr__(self, name: str):
+        return getattr(self.inner, name)
+
+    def __call__(self, text: str, **options):
+        return {"input_ids": self.inner(text)["input_ids"]}
+
+
+def words(tokenizer, text: str, positions: list[int]) -> str:
+    ids = tokenizer(text)["input_ids"]
+    pieces = tokenizer.convert_ids_to_tokens([ids[p] for p in positions])
+    return "".join(pieces).replace("</w>", " ").strip()
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "found"),
+    [
+        ("a photo of a house and a fish", "fish", "fish"),
+        ("a photo of a potted plant on a chair", "potted plant", "potted plant"),
+        ("a  Photo of an\tUmbrella, red", "Umbrella", "umbrella"),
+        ("two t-shirts and a tv", "t-shirts", "t - shirts"),
+        ("a cat's house", "house", "house"),
+    ],
+)
+@pytest.mark.parametrize("wrap", [lambda t: t, Slow])
+def test_positions_of_a_name(tokenizer, wrap, text, name, found):
+    start = text.index(name)
+    positions = positions_of(wrap(tokenizer), text, (start, start + len(name)), name)
+    assert words(tokenizer, text, positions) == found
+    assert positions == list(range(positions[0], positions[-1] + 1))
+
+
+def test_counting_words_would_be_wrong(tokenizer):
+    """ "zyx" is several tokens, so what follows is not where its word number says."""
+    text = "a photo of a zyx and a fish"
+    start = text.index("fish")
+    (position,) = positions_of(tokenizer, text, (start, start + 4), "fish")
+    assert position == len(tokenizer("a photo of a zyx and a")["input_ids"]) - 1 > 8
+
+
+def test_slow_and_fast_tokenizers_agree(tokenizer):
+    text = "A picture of an umbrella, 3 cats'  houses <|endoftext|> zyx"
+    assert tokens_of(Slow(tokenizer), text) == tokens_of(tokenizer, text)
+
+
+def test_names_that_cannot_be_found(tokenizer):
+    text = "a photo of a house and a <|endoftext|>"
+    with pytest.raises(ValueError, match="no tokens for the name '<|endoftext|>'"):
+        positions_of(tokenizer, text, (25, len(text)), "<|endoftext|>")
+    with pytest.raises(ValueError, match=r"span \(25, 99\) of 'tree' is not inside"):
+        positions_of(tokenizer, text, (25, 99), "tree")
+
+
+def test_a_name_at_the_last_place_that_is_not_cut(tokenizer):
+    # 32 places: one opening and one closing token leave 30 words
+    for count, fits in ((29, True), (30, False)):
+        text = "a " * count + "house"
+        span = (2 * count, 2 * count + 5)
+        if fits:
+            assert positions_of(tokenizer, text, span, "house") == [30]
+        else:
+            with pytest.raises(ValueError, match="'house' is cut off: it ends at token 32"):
+                positions_of(tokenizer, text, span, "house")
+
+
+def test_a_tokenizer_with_an_unknown_token():
+    from transformers import CLIPTokenizer
+
+    vocab = {p: i for i, p in enumerate(["a</w>", "c", "at</w>", "t</w>", "cat</w>", "a"])}
+    vocab |= {"<|startoftext|>": 6, "<|endoftext|>": 7}
+    merges = [("a", "t</w>"), ("c", "at</w>")]
+    tokenizer = CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=16)
+    assert positions_of(tokenizer, "a cat", (2, 5), "cat") == [2]
+    with pytest.raises(ValueError, match="no tokens for the name 'cow'"):
+        positions_of(tokenizer, "a cow", (2, 5), "cow")
+
+
+def test_entities_that_are_not_in_the_prompt_have_no_positions(tokenizer):
+    request = Request(0, 0, "a cat", (Entity(1, "dog", (-1, -1)), Entity(2, "cat", (2, 5))))
+    assert entity_positions(tokenizer, request) == [[], [2]]
+
+
+def test_embedding_is_the_mean_over_the_names_tokens(tokenizer, encoder):
+    cpu = torch.device("cpu")
+    with torch.no_grad():
+        hidden = encode(tokenizer, encoder, ["a photograph of a potted plant"], cpu)[0]
+        name = embed_name(tokenizer, encoder, "potted plant", "a photograph of a {name}", cpu)
+    assert hidden.shape == (32, 32)
+    end = len(tokenizer("a photograph of a potted plant")["input_ids"]) - 1
+    # <start> a photograph of a = 0..4
+    torch.testing.assert_close(name, hidden[5:end].mean(0), atol=1e-6, rtol=0)
+    other = embed_name(tokenizer, encoder, "plant", "a photograph of a {name}", cpu)
+    assert (name - other).abs().max() > 0.1
