@@ -7,6 +7,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 from lightning.pytorch import LightningDataModule
+from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
 from ovseg.backbones.base import DiffusionBackbone
@@ -99,7 +100,9 @@ class SyntheticDataModule(LightningDataModule):
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        streams = self._streams(stage)
+        streams = self._streams(TrainerFn(stage).value)
+        if stage == "fit" and not self.val:
+            self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
         device = self.trainer.strategy.root_device
         for stream in streams:
             stream.bind(self.vocabulary)

@@ -23,7 +23,12 @@ def whole_batches(size: int, batch_size: int, rank: int = 0, world: int = 1) -> 
 
 
 def even_batches(size: int, batch_size: int, rank: int = 0, world: int = 1) -> list[list[int]]:
-    """Return batches of about equal size, equally many on every rank, each position once."""
+    """Return batches of about equal size, equally many on every rank, each position once.
+
+    Those of `whole_batches` if there is one process.
+    """
+    if world == 1:
+        return whole_batches(size, batch_size)
     per_rank = max(1, min(-(-size // (world * batch_size)), size // world))
     parts = np.array_split(np.arange(size), world * per_rank)
     return [part.tolist() for part in parts[rank::world]]
@@ -135,7 +140,7 @@ class TrainSampler(DistributedSampler):
     """Shuffled full batches, see `shuffled_batches`.
 
     Attributes:
-        skip: Number of batches left out of the next iteration (to resume inside an epoch).
+        skip: Number of first batches to leave out (`TrainLoader` resumes inside an epoch).
 
     Raises:
         ValueError: If there is no full batch for every rank.
@@ -154,12 +159,11 @@ class TrainSampler(DistributedSampler):
             )
 
     def __iter__(self) -> Iterator[list[int]]:
-        skip, self.skip = self.skip, 0
         size = len(self.dataset)
         table = shuffled_batches(
             size, self.batch_size, self.seed, self.epoch, self.rank, self.num_replicas
         )
-        return iter(table[skip:])
+        return iter(table[self.skip :])
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.num_replicas * self.batch_size)
