@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 
 from torch import nn
 
+from ovseg.backbones.base import DiffusionBackbone
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
 
@@ -20,6 +21,9 @@ class Annotator(nn.Module, ABC):
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the annotator which classes there are; called once, before `annotate`."""
         self.vocabulary = vocabulary
+
+    def check(self, backbone: DiffusionBackbone) -> None:  # noqa: B027 - most take any backbone
+        """Refuse, by a ValueError, a backbone whose samples this annotator cannot read."""
 
     @abstractmethod
     def annotate(self, sample: DiffusionSample) -> Annotation:

@@ -1,0 +1,93 @@
+"""A trained grounder as an annotator: it labels every name that can be said."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn.functional import interpolate
+
+from ovseg.annotators.base import Annotator
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.grounders.base import check_features
+from ovseg.grounders.folder import (
+    check_backbone,
+    folder_digest,
+    grounder_folder,
+    load_grounder,
+    read_config,
+)
+from ovseg.structures import Annotation, DiffusionSample
+
+
+class GrounderAnnotator(Annotator):
+    """Annotate by a grounder folder.
+
+    Args:
+        folder: What `fit` of a grounding module wrote, or "clipart", the embedded one.
+
+    Raises:
+        FileNotFoundError: If there is no grounder in the folder.
+        ValueError: If it cannot be loaded.
+    """
+
+    def __init__(self, folder: str) -> None:
+        super().__init__()
+        self.folder = folder
+        self.config = read_config(folder)
+        self.grounder = load_grounder(folder).requires_grad_(False)
+
+    def train(self, mode: bool = True) -> GrounderAnnotator:
+        """Stay in eval mode whatever is asked for."""
+        return super().train(False)
+
+    def check(self, backbone: DiffusionBackbone) -> None:
+        """Refuse a backbone that is not the one the grounder was trained on.
+
+        Raises:
+            ValueError: If its digest differs; shows the difference.
+        """
+        check_backbone(self.config, backbone, grounder_folder(self.folder))
+
+    @torch.no_grad()
+    def annotate(self, sample: DiffusionSample) -> Annotation:
+        """Return masks whose 0.5 is the grounder's own threshold.
+
+        An entity is found where some pixel reaches it; its score is the mean probability of those
+        pixels.
+
+        Raises:
+            ValueError: If the features are not those that the grounder was built for.
+        """
+        if sample.features is None:
+            raise ValueError("a grounder reads features; the backbone's sample has none")
+        check_features(self.grounder.feature_spec, sample.features)
+        logits = self.grounder(sample.features, sample.entities)
+        masks = _probabilities(logits, sample.images.shape[-2:], self.grounder.threshold)
+        masks = masks * sample.entities.valid[..., None, None]
+        inside = masks >= 0.5
+        scores = (masks * inside).sum((2, 3)) / inside.sum((2, 3)).clamp(min=1)
+        return Annotation(masks, scores, inside.flatten(2).any(dim=2))
+
+    def describe(self) -> dict:
+        """Return JSON-ready facts; needs `bind`.
+
+        ``requested_classes`` are all, for a grounder knows every name; ``trained_on`` are those
+        of the bound vocabulary whose masks it has been trained with.
+        """
+        seen = set((self.config.get("vocabulary") or {}).get("seen", ()))
+        return {
+            "requested_classes": list(self.vocabulary.select("all")),
+            "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],
+            "source": self.config["class_path"],
+            "split": (self.config.get("vocabulary") or {}).get("split"),
+            "threshold": self.config["threshold"],
+            "digest": folder_digest(self.folder),
+        }
+
+
+def _probabilities(logits: Tensor, size: torch.Size, threshold: float) -> Tensor:
+    """Resize logits and turn them into probabilities with the threshold moved to 0.5."""
+    if logits.shape[-2:] != size:
+        logits = interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
+    level = torch.logit(torch.tensor(threshold, dtype=torch.float64)).item()
+    return (logits.float() - level).sigmoid()

@@ -1,0 +1,163 @@
+"""ovseg.grounders.folder: written as a whole, loaded or refused with a reason."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from ovseg.backbones.unet import UNetBackbone
+from ovseg.grounders.attention import AttentionGrounder
+from ovseg.grounders.base import Grounder
+from ovseg.grounders.folder import folder_digest, load_grounder, save_grounder
+from ovseg.grounders.fusion import FusionGrounder
+from ovseg.structures import Entities, Features
+from ovseg.vocabulary import Vocabulary
+
+TAPS = ["down_blocks.0.attentions.0", "down_blocks.1.attentions.0"]
+SIZES = {"widths": (2, 3), "patch": 2, "layers": 1, "hidden": 16, "heads": 2, "ffn": 16}
+VOCABULARY = Vocabulary.load("clipart", "2")
+
+
+class Plugin(Grounder):
+    """A third party's grounder, found by the path of its class."""
+
+    def __init__(self, feature_spec, text_width, note: str = "none") -> None:
+        super().__init__(feature_spec, text_width)
+        self.weight = torch.nn.Parameter(torch.zeros(text_width))
+
+    def forward(self, features: Features, entities: Entities) -> torch.Tensor:
+        return (entities.text @ self.weight)[..., None, None]
+
+
+@pytest.fixture(scope="module")
+def backbone(tiny_pipeline):
+    return UNetBackbone(tiny_pipeline, TAPS, steps=2)
+
+
+@pytest.fixture
+def grounder(backbone):
+    torch.manual_seed(0)
+    return FusionGrounder(backbone.feature_spec, backbone.text_width, **SIZES)
+
+
+def edit(folder, **changes) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
+
+
+def test_round_trip(backbone, grounder, tmp_path):
+    grounder.train()
+    features = Features(
+        {"down_blocks.0.attentions.0": torch.randn(2, 1, 1, 16, 16, 16)}
+        | {"down_blocks.1.attentions.0": torch.randn(2, 1, 1, 24, 8, 8)}
+    )
+    valid = torch.ones(2, 1, dtype=torch.bool)
+    entities = Entities(torch.randn(2, 1, 32), valid.long(), valid)
+    grounder(features, entities)
+    grounder.threshold = 0.35
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    loaded = load_grounder(tmp_path / "out", backbone)
+    assert torch.equal(loaded(features, entities), grounder.eval()(features, entities))
+    assert loaded.threshold == 0.35 and not loaded.training
+    config = json.loads((tmp_path / "out" / "config.json").read_text())
+    assert config["class_path"] == "ovseg.grounders.fusion.FusionGrounder"
+    assert config["vocabulary"]["split"] == "2" and "chair" not in config["vocabulary"]["seen"]
+    assert "car" in config["vocabulary"]["seen"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing partial is left
+
+
+def test_a_plugin_and_a_grounder_without_parameters(backbone, tmp_path):
+    for grounder in (
+        Plugin(backbone.feature_spec, 32, note="mine"),
+        AttentionGrounder(backbone.feature_spec, 32, threshold=0.3),
+    ):
+        save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)  # replaces the first
+        loaded = load_grounder(tmp_path / "out", backbone)
+        assert type(loaded) is type(grounder) and loaded.init_args == grounder.init_args
+        assert loaded.threshold == grounder.threshold
+
+
+def test_half_precision_weights_are_loaded_into_full(backbone, grounder, tmp_path):
+    save_grounder(grounder.half(), tmp_path / "out", backbone, VOCABULARY)
+    assert {p.dtype for p in load_grounder(tmp_path / "out").parameters()} == {torch.float32}
+
+
+def test_a_failed_write_leaves_the_older_grounder(backbone, grounder, tmp_path, monkeypatch):
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    before = folder_digest(tmp_path / "out")
+
+    def fail(*args):
+        raise OSError("disk full")
+
+    monkeypatch.setattr("ovseg.grounders.folder.save_file", fail)
+    with pytest.raises(OSError, match="disk full"):
+        save_grounder(Plugin(backbone.feature_spec, 32), tmp_path / "out", backbone, VOCABULARY)
+    assert folder_digest(tmp_path / "out") == before
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_digest_follows_weights_and_threshold(backbone, grounder, tmp_path):
+    digests = set()
+    for change in (lambda: None, lambda: grounder.to_query.weight.data.add_(1)):
+        change()
+        save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+        digests.add(folder_digest(tmp_path / "out"))
+    edit(tmp_path / "out", threshold=0.1)
+    assert len(digests | {folder_digest(tmp_path / "out")}) == 3
+
+
+def test_another_backbone_is_refused_with_the_difference(backbone, grounder, tmp_path):
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    model = backbone.files.model
+    load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, guidance_scale=3.0))
+    with pytest.raises(ValueError, match=r"timesteps \[1.0\] there, \[501.0\] here"):
+        load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, tap_steps=(2,)))
+    with pytest.raises(ValueError, match="both_branches False there, True here.*'branches': 1"):
+        load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, both_branches=True))
+
+
+def test_what_cannot_be_loaded(backbone, grounder, tmp_path):
+    out = tmp_path / "out"
+    with pytest.raises(FileNotFoundError, match="no grounder in .*out: it has no config.json"):
+        load_grounder(out)
+    save_grounder(grounder, out, backbone, VOCABULARY)
+    arguments = json.loads((out / "config.json").read_text())["init_args"]
+    edit(out, init_args=arguments | {"widths": [2, 4]})
+    with pytest.raises(
+        ValueError, match=r"projections.1.weight is \(4, 16, 1, 1\) in ovseg.*\(3, "
+    ):
+        load_grounder(out)
+    edit(out, init_args=arguments | {"colour": 1})
+    with pytest.raises(ValueError, match="has its class changed"):
+        load_grounder(out)
+    edit(out, init_args=arguments, class_path="no.such.Grounder")
+    with pytest.raises(ValueError, match="no.such.Grounder, which cannot be imported"):
+        load_grounder(out)
+    edit(out, class_path="torch.nn.Linear")
+    with pytest.raises(ValueError, match="torch.nn.Linear, named by .* is no Grounder"):
+        load_grounder(out)
+    edit(out, class_path="ovseg.grounders.fusion.FusionGrounder")
+    weights = out / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(ValueError, match="cannot read .*model.safetensors"):
+        load_grounder(out)
+    (out / "config.json").write_text("[]")
+    with pytest.raises(ValueError, match="is no grounder's: it lacks backbone_digest, class_path"):
+        load_grounder(out)
+    (out / "config.json").write_text("{")
+    with pytest.raises(ValueError, match="is no JSON"):
+        load_grounder(out)
+
+
+def test_a_folder_of_something_else_is_not_overwritten(backbone, grounder, tmp_path):
+    (tmp_path / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and holds no grounder"):
+        save_grounder(grounder, tmp_path, backbone, VOCABULARY)
+
+
+def test_arguments_that_are_no_json(backbone, tmp_path):
+    grounder = Plugin(backbone.feature_spec, 32, note={1, 2})
+    with pytest.raises(ValueError, match="must be JSON values to be saved"):
+        save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
