@@ -73,12 +73,23 @@ class WrongShape(ColorAnnotator):
         return Annotation(right.masks[:, :, :4], right.scores, right.found)
 
 
+class Picky(ColorAnnotator):
+    def check(self, backbone):
+        raise ValueError(f"not with {backbone.describe()['model']}")
+
+
+def test_the_annotator_may_refuse_a_backbone():
+    stream = LiveStream(TemplatePrompts(), Picky(), 1)
+    with pytest.raises(ValueError, match="not with acme/toy"):
+        stream.check(ToyBackbone())
+
+
 def test_errors():
     with pytest.raises(ValueError, match="size and shard_size must be >= 1, got 0"):
         make_stream(size=0)
     stream = make_stream()
     with pytest.raises(ValueError, match="set data.backbone"):
-        stream.complete(stream[[0]], None)
+        stream.check(None)
     with pytest.raises(ValueError, match="needs as many unseen classes"):
         LiveStream(TemplatePrompts({7: 1}, "unseen"), ColorAnnotator(), 1).bind(stream.vocabulary)
     wrong = LiveStream(TemplatePrompts(), WrongShape(), 4)

@@ -65,8 +65,9 @@ def test_limit(dataset):
 
 def test_another_backbone_is_refused(dataset):
     stream, other = open_stream(dataset), ToyBackbone(size=40)
+    stream.check(ToyBackbone()), stream.check(None)
     with pytest.raises(ValueError) as caught:
-        stream.complete(stream[[0]], other)
+        stream.check(other)
     assert ToyBackbone().digest in str(caught.value) and other.digest in str(caught.value)
 
 

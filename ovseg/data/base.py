@@ -24,6 +24,9 @@ class Stream(Dataset, ABC):
         """Tell the stream (and the parts it holds) which classes there are."""
         self.vocabulary = vocabulary
 
+    def check(self, backbone: DiffusionBackbone | None) -> None:  # noqa: B027 - most take any
+        """Refuse, by a ValueError, a backbone that does not fit; called after `bind`."""
+
     def to(self, device: torch.device) -> None:  # noqa: B027 - optional: most streams hold no module
         """Move the modules that `complete` uses to the device."""
 

@@ -106,6 +106,7 @@ class SyntheticDataModule(LightningDataModule):
         device = self.trainer.strategy.root_device
         for stream in streams:
             stream.bind(self.vocabulary)
+            stream.check(self.backbone)
             stream.to(device)
         if self.backbone is not None:
             self.backbone.to(device).eval().requires_grad_(False)

@@ -64,6 +64,16 @@ class LiveStream(Stream):
         self.annotator.bind(vocabulary)
         self.prompts.request(0, vocabulary, self.seed)
 
+    def check(self, backbone: DiffusionBackbone | None) -> None:
+        """Check that there is a backbone, and that the annotator can read its samples.
+
+        Raises:
+            ValueError: If not.
+        """
+        if backbone is None:
+            raise ValueError("a live stream generates its samples: set data.backbone")
+        self.annotator.check(backbone)
+
     def to(self, device: torch.device) -> None:
         """Move the annotator."""
         self.annotator.to(device)
@@ -93,10 +103,8 @@ class LiveStream(Stream):
         """Sample and annotate.
 
         Raises:
-            ValueError: If there is no backbone, or the annotator returned masks of another shape.
+            ValueError: If the annotator returned masks of another shape.
         """
-        if backbone is None:
-            raise ValueError("a live stream generates its samples: set data.backbone")
         if not batch.requests:
             return batch
         sample = backbone.sample(batch.requests)

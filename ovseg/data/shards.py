@@ -100,22 +100,26 @@ class ShardStream(Stream):
             timesteps=torch.tensor(samples[0].timesteps),
         )
 
-    def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
-        """Add entities and features, with one call of the backbone.
+    def check(self, backbone: DiffusionBackbone | None) -> None:
+        """Check that the latents were made by this backbone, if there is one.
 
         Raises:
-            ValueError: If the latents were made by another backbone.
+            ValueError: If they were not.
         """
-        if backbone is None:
-            return batch
         made_by = self.manifest["backbone_digest"]
-        if made_by != backbone.digest:
+        if backbone is not None and made_by != backbone.digest:
             raise ValueError(
                 f"the latents of {self.folder} were made by backbone {made_by} "
                 f"({self.manifest['backbone'].get('model')}), not by the given one "
                 f"{backbone.digest} ({backbone.describe().get('model')}): model, taps, tapped "
                 "steps and branches must be the same"
             )
+
+    def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
+        """Add entities and features, with one call of the backbone."""
+        if backbone is None:
+            return batch
+        self.check(backbone)
         features = backbone.features(batch.latents, batch.timesteps, batch.requests)
         return batch.replace(entities=backbone.entities(batch.requests), features=features)
 
