@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
 import warnings
 from pathlib import Path
@@ -88,6 +89,7 @@ def run(argv: list[str]) -> None:
             save_config_kwargs={"overwrite": True},
             trainer_defaults={"enable_model_summary": False},
             parser_kwargs={**raises, **kwargs},
+            load_from_checkpoint_support=False,  # it hides hyperparameters in the checkpoint
         )
     finally:
         sys.argv = before
@@ -95,6 +97,7 @@ def run(argv: list[str]) -> None:
 
 def quiet() -> None:
     """Silence the third parties' hints and the warnings that say nothing about the user's run."""
+    os.environ.setdefault("JSONARGPARSE_DEPRECATION_WARNINGS", "off")  # of how Lightning uses it
     for name in ("lightning.pytorch", "lightning.fabric", "lightning_fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for message in (
