@@ -1,0 +1,62 @@
+"""The part of a dataset in which the annotator found everything that was asked for."""
+
+from __future__ import annotations
+
+from functools import cached_property
+
+from ovseg.data.shard_format import StoredSample, decode_facts, index_shard
+from ovseg.data.shards import ShardStream
+
+
+class FoundStream(ShardStream):
+    """The samples of a folder of shards in which every prompted name was found.
+
+    A test set without them would score images that do not show what was asked for; a training set
+    would call a missing object background.
+
+    Args:
+        path: Folder that `predict` wrote.
+        limit: Take the first of these samples only.
+
+    Raises:
+        ValueError: If limit is not positive.
+    """
+
+    def __init__(self, path: str, limit: int | None = None) -> None:
+        super().__init__(path)
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be >= 1 or null, got {limit}")
+        self.most = limit
+
+    @cached_property
+    def positions(self) -> list[int]:
+        """Positions in the folder of all samples in which every name was found.
+
+        Raises:
+            ValueError: If there are none.
+        """
+        kept, position = [], 0
+        for name, facts in self.manifest["shards"].items():
+            data = (self.folder / name).read_bytes()
+            for members in index_shard(self.folder / name, facts["samples"]):
+                offset, size = members["json"]
+                _, found, _, _ = decode_facts(data[offset : offset + size])
+                kept += [position] * all(found)
+                position += 1
+        if not kept:
+            raise ValueError(
+                f"in none of the {position} samples of {self.folder} did the annotator find every "
+                "name: look at them, or ask for easier prompts"
+            )
+        return kept
+
+    @property
+    def excluded(self) -> float:
+        """Share of the folder's samples in which a name was not found."""
+        return 1 - len(self.positions) / super().__len__()
+
+    def __len__(self) -> int:
+        return len(self.positions[: self.most])
+
+    def _read(self, position: int) -> StoredSample:
+        return super()._read(self.positions[position])

@@ -1,0 +1,203 @@
+"""``ovseg quickstart``: the four stages end to end on the embedded clip-art world.
+
+Every stage is a child process ``python -m ovseg VERB --config ...`` of a shipped YAML, copied to
+``DIR/configs`` with this run's folder, seed, split and scale filled in. See `ovseg.steps` for how a
+killed run goes on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Sequence
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from ovseg.report.numbers import COLUMNS
+from ovseg.steps import Step, StepFailed, run_steps, write_text
+from ovseg.vocabulary import Vocabulary
+
+STAGES = (
+    "1_annotated",
+    "2_grounding",
+    "2_attention",
+    "3_synthetic",
+    "4_segmenter",
+    "4_supervised",
+)
+DATASETS = {
+    "train": "training images of seen classes",
+    "val_one_seen": "validation images, one object, seen",
+    "one_seen": "test images, one object, seen",
+    "one_unseen": "test images, one object, unseen",
+    "two_seen": "test images, two objects, both seen",
+    "two_mixed": "test images, two objects, one seen and one unseen",
+    "two_unseen": "test images, two objects, both unseen",
+}
+"""What stage 1 makes: the first by its own config, the others by a layer of `columns/` over it."""
+
+WRITTEN = "runs/clipart"
+"""Where the shipped configs write to."""
+
+LEAST = {"size": 48, "limit": 48, "batch_size": 8}
+LEAST |= dict.fromkeys(("max_steps", "T_max", "every_n_train_steps", "val_check_interval"), 1)
+"""What ``--scale`` multiplies, and the least that is left of it."""
+
+
+def config(name: str) -> Path:
+    """Return the path of a shipped clip-art config, e.g. "1_annotated" or "columns/one_seen"."""
+    return Path(str(files("ovseg"))) / "clipart" / "configs" / f"{name}.yaml"
+
+
+def main(argv: Sequence[str]) -> int:
+    """Run or resume the chain, and show its report.
+
+    Raises:
+        ValueError: If an argument is wrong, or the folder holds another run.
+        PermissionError: If the folder cannot be written.
+    """
+    args = _parse(argv)
+    Vocabulary.load("clipart", args.split)  # an unknown split is told before anything is made
+    out = args.out.absolute()
+    settings = {"split": args.split, "seed": args.seed, "scale": args.scale}
+    try:
+        _settle(out, settings)
+        write_configs(out, settings)
+    except OSError as error:
+        reason = f"cannot write to {out} ({error.strerror}): choose another --out"
+        raise PermissionError(reason) from None
+    try:
+        run_steps(out, plan(out), {"TOKENIZERS_PARALLELISM": "false"})
+    except StepFailed as error:
+        print(f"ovseg quickstart: {error}", flush=True)
+        return error.code
+    from ovseg.report.terminal import show
+
+    show(json.loads((out / "report.json").read_text(encoding="utf-8")))
+    print(f"\n{out / 'report.html'}\n{out / 'report.json'}")
+    return 0
+
+
+def plan(out: Path) -> list[Step]:
+    """Return the steps of a run in its folder; `write_configs` must have been called."""
+    configs = out / "configs"
+
+    def step(name: str, title: str, verb: str, *layers: str, **options: Path) -> Step:
+        paths = tuple(configs / f"{layer}.yaml" for layer in layers)
+        arguments = [verb, *(part for path in paths for part in ("--config", str(path)))]
+        for option, value in options.items():
+            arguments += [f"--{option.replace('__', '.')}", str(value)]
+        stage = {"2": "2_grounding", "4": "4_segmenter"}.get(name[0], name.split("/")[0])
+        return Step(name, title, stage, tuple(arguments), paths)
+
+    start = "model__init_args__start"
+    steps = [
+        step(
+            f"1_annotated/{name}",
+            f"stage 1, {title}",
+            "predict",
+            "1_annotated",
+            *([f"columns/{name}"] if name != "train" else []),
+        )
+        for name, title in DATASETS.items()
+    ]
+    attention, grounder = out / "2_attention" / "grounder", out / "2_grounding" / "grounder"
+    steps += [
+        step("2_grounding", "stage 2, training the grounding module", "fit", "2_grounding"),
+        step("2_grounding/test", "stage 2, its test", "test", "2_grounding", **{start: grounder}),
+        step("2_attention", "stage 2, the baseline's threshold", "validate", "2_attention"),
+        step(
+            "2_attention/test",
+            "stage 2, the baseline's test",
+            "test",
+            "2_attention",
+            **{start: attention},
+        ),
+        step("3_synthetic", "stage 3, the synthetic dataset", "predict", "3_synthetic"),
+    ]
+    for name, layers, what in (
+        ("4_segmenter", ["4_segmenter"], "the synthetic dataset"),
+        ("4_supervised", ["4_segmenter", "4_supervised"], "drawn scenes"),
+    ):
+        checkpoint = out / name / "checkpoints" / "last.ckpt"
+        steps += [
+            step(name, f"stage 4, training a segmenter on {what}", "fit", *layers),
+            step(f"{name}/test", "stage 4, its test", "test", *layers, ckpt_path=checkpoint),
+        ]
+    return [*steps, Step("report", "the report", "report", ("report", "--out", str(out)))]
+
+
+def write_configs(out: Path, settings: dict) -> None:
+    """Copy the shipped configs to ``out/configs`` with a run's settings filled in."""
+    for name in (*STAGES, *(f"columns/{c}" for c in (*COLUMNS, "val_one_seen"))):
+        path = out / "configs" / f"{name}.yaml"
+        data = yaml.safe_load(config(name).read_text(encoding="utf-8"))
+        write_text(path, yaml.safe_dump(fill(data, out, **settings), sort_keys=False))
+
+
+def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = "") -> Any:
+    """Return a config with the output folder, split, seeds and sizes of a run.
+
+    Args:
+        value: The config, or a part of it.
+        out: Replaces `WRITTEN`.
+        split: Split of the vocabulary.
+        seed: Becomes `seed_everything`; a thousand times as much is added to every stream's seed.
+        scale: Multiplies what `LEAST` names.
+        key: The part's own key.
+    """
+    settings = {"out": out, "split": split, "seed": seed, "scale": scale}
+    if isinstance(value, dict):
+        return {k: fill(v, key=str(k), **settings) for k, v in value.items()}
+    if isinstance(value, list):
+        return [fill(item, **settings) for item in value]
+    if key == "split":
+        return split
+    if key == "seed_everything":
+        return seed
+    if key == "seed":
+        return value + 1000 * seed
+    if key in LEAST and isinstance(value, int):
+        return max(min(value, LEAST[key]), round(value * scale))
+    if isinstance(value, str) and value.startswith(WRITTEN):
+        return str(out) + value.removeprefix(WRITTEN)
+    return value
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="ovseg quickstart", description=__doc__.split("\n")[0])
+    parser.add_argument("--out", type=Path, required=True, help="folder of all results")
+    parser.add_argument("--seed", type=int, default=0, help="another one: other samples (0)")
+    parser.add_argument("--split", default="1", help="split of the vocabulary: 1, 2 or 3 (1)")
+    parser.add_argument(
+        "--scale",
+        type=float,
+        default=1.0,
+        help="multiply all sizes and steps; below 1 a trial whose numbers mean little (1.0)",
+    )
+    args = parser.parse_args(argv)
+    if args.seed < 0:
+        raise ValueError(f"--seed must be >= 0, got {args.seed}")
+    if not 0 < args.scale < float("inf"):
+        raise ValueError(f"--scale must be a positive number, got {args.scale}")
+    return args
+
+
+def _settle(out: Path, settings: dict) -> None:
+    """Make the folder a run's own.
+
+    Raises:
+        ValueError: If it is another run's.
+    """
+    path = out / "quickstart.json"
+    if path.is_file():
+        there = json.loads(path.read_text(encoding="utf-8"))
+        if there != settings:
+            raise ValueError(
+                f"{out} holds a run with {there}, not {settings}: choose another --out"
+            )
+        return
+    write_text(path, json.dumps(settings))

@@ -1,0 +1,188 @@
+"""Run a chain of commands, one child process each, that survives being killed at any point.
+
+A folder's `steps/` holds one JSON per command: the digest of what it was started with, the seconds
+that it has run, and whether it is done. A command that is done with the same digest is not run
+again; one that was killed is run again and resumes by its own means (shards that exist, the last
+checkpoint); one whose digest differs has its results removed first, as have all after it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+import time
+import zipfile
+from collections.abc import Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import ovseg
+
+HEARTBEAT = 2.0
+"""Seconds between two records of how long a command has run."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One command ``ovseg VERB ...`` of the chain.
+
+    Attributes:
+        name: Unique; also the folder of its results below the chain's folder.
+        title: What it does, for people.
+        stage: Under which name its seconds are summed.
+        arguments: Verb and arguments.
+        configs: Files that the arguments name and whose content decides the result.
+    """
+
+    name: str
+    title: str
+    stage: str
+    arguments: tuple[str, ...]
+    configs: tuple[Path, ...] = ()
+
+    def digest(self, before: str, folder: Path) -> str:
+        """Hex digest of the command, its configs, and the step before it, wherever they lie."""
+        content = [config.read_text(encoding="utf-8") for config in self.configs]
+        text = json.dumps([ovseg.__version__, before, self.name, self.arguments, content])
+        text = text.replace(str(folder), "")
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+class StepFailed(Exception):
+    """A child process ended with an error.
+
+    Attributes:
+        code: Its exit code.
+    """
+
+    def __init__(self, step: Step, code: int):
+        super().__init__(
+            f"{step.title} ended with exit code {code}; the reason stands above. "
+            "The same command goes on from here"
+        )
+        self.code = code
+
+
+def run_steps(folder: Path, steps: Sequence[Step], environment: dict[str, str]) -> None:
+    """Run what is not done yet, in order.
+
+    Args:
+        folder: Folder of all results.
+        steps: The chain; a step may use the results of those before it.
+        environment: Variables added to the children's environment.
+
+    Raises:
+        StepFailed: If a command fails; what was done stays done.
+    """
+    digest = ""
+    with _locked(folder) as lock:
+        for number, step in enumerate(steps, start=1):
+            digest = step.digest(digest, folder)
+            record = _load(folder, step)
+            if record and record["digest"] != digest:
+                shutil.rmtree(folder / step.name, ignore_errors=True)
+                record = None
+            head = f"[{number}/{len(steps)}] {step.title}"
+            if record and record["done"]:
+                print(f"{head}: done", flush=True)
+                continue
+            print(f"{head}\n      ovseg {shlex.join(step.arguments)}", flush=True)
+            _run(folder, step, digest, record["seconds"] if record else 0.0, environment, lock)
+
+
+def seconds(folder: Path) -> dict[str, float]:
+    """Return seconds per stage and their sum, resumed runs included.
+
+    Raises:
+        FileNotFoundError: If no chain was run in the folder.
+    """
+    records = [json.loads(p.read_text()) for p in sorted((folder / "steps").glob("*.json"))]
+    if not records:
+        raise FileNotFoundError(f"no chain of commands was run in {folder}")
+    totals: dict[str, float] = {}
+    for record in sorted(records, key=lambda record: record["started"]):
+        totals[record["stage"]] = totals.get(record["stage"], 0.0) + record["seconds"]
+    rounded = {stage: round(value, 1) for stage, value in totals.items()}
+    return {**rounded, "total": round(sum(totals.values()), 1)}
+
+
+def last_checkpoint(folder: Path) -> Path | None:
+    """Return the newest whole checkpoint of a folder; one cut off by a kill does not count."""
+    found = sorted(folder.glob("*.ckpt"), key=lambda path: path.stat().st_mtime, reverse=True)
+    return next((path for path in found if zipfile.is_zipfile(path)), None)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a small file so that it is there as a whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def _run(
+    folder: Path, step: Step, digest: str, before: float, environment: dict[str, str], lock: int
+) -> None:
+    """Run one command, recording its time as it goes."""
+    arguments = list(step.arguments)
+    checkpoint = last_checkpoint(folder / step.name / "checkpoints")
+    if arguments[0] == "fit" and checkpoint:
+        arguments += ["--ckpt_path", str(checkpoint)]
+    started = time.monotonic()
+    # the lock travels along: a child that outlives a killed parent keeps the folder
+    child = subprocess.Popen(
+        [sys.executable, "-m", "ovseg", *arguments],
+        env={**os.environ, **environment},
+        pass_fds=[lock],
+    )
+    record = {"stage": step.stage, "digest": digest, "started": time.time(), "done": False}
+    code = None
+    try:
+        while code is None:
+            spent = before + time.monotonic() - started
+            _save(folder, step, {**record, "seconds": spent})
+            try:
+                code = child.wait(HEARTBEAT)
+            except subprocess.TimeoutExpired:
+                pass
+    finally:
+        if code is None:  # interrupted: the child gets the same signal from the terminal
+            child.terminate()
+            child.wait()
+    spent = before + time.monotonic() - started
+    _save(folder, step, {**record, "seconds": spent, "done": code == 0})
+    if code:
+        raise StepFailed(step, code)
+
+
+def _record_path(folder: Path, step: Step) -> Path:
+    return folder / "steps" / f"{step.name.replace('/', '.')}.json"
+
+
+def _load(folder: Path, step: Step) -> dict | None:
+    path = _record_path(folder, step)
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else None
+
+
+def _save(folder: Path, step: Step, record: dict) -> None:
+    write_text(_record_path(folder, step), json.dumps(record))
+
+
+@contextmanager
+def _locked(folder: Path):
+    """Hold the folder; waits while another process, or a child that one left behind, does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for a process that still works in {folder} ...", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
