@@ -16,4 +16,5 @@ STAGES = {
     "autoencoder": _stage("autoencoder:train_autoencoder"),
     "unet": _stage("unet:train_unet"),
     "annotator": _stage("annotator:train_annotator"),
+    "export": _stage("export:export"),
 }

@@ -25,7 +25,7 @@ def _edges(x: Tensor) -> Tensor:
 
 
 def train_autoencoder(
-    folder: Path, out: Path, seed: int, device: str, steps: int = 1600, batch: int = 16
+    folder: Path, out: Path, seed: int, device: str, steps: int = 1100, batch: int = 16
 ) -> None:
     """Train and save ``folder/vae`` with the scaling factor that gives latents unit variance."""
     torch.manual_seed(seed)

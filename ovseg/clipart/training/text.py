@@ -27,17 +27,25 @@ START, END = "<|startoftext|>", "<|endoftext|>"
 def train_tokenizer(folder: Path, seed: int = 0, captions: int = 4000) -> CLIPTokenizer:
     """Train CLIP's byte-pair tokenizer on captions and save it; every byte stays known."""
     symbols = list(bytes_to_unicode().values())
-    alphabet = [*symbols, *(s + "</w>" for s in symbols), START, END]
-    folder.mkdir(parents=True, exist_ok=True)
-    seed_vocab = {token: number for number, token in enumerate(alphabet)}
-    (folder / "vocab.json").write_text(json.dumps(seed_vocab))
-    (folder / "merges.txt").write_text("#version: 0.2\n")
-    seedling = CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH)
-    tokenizer = seedling.train_new_from_iterator(
+    alphabet = [*symbols, *(s + "</w>" for s in symbols)]
+    seedling = _tokenizer(folder, [START, END, *alphabet], [])
+    trained = seedling.train_new_from_iterator(
         corpus(seed, captions), vocab_size=1600, initial_alphabet=symbols
     )
-    tokenizer.model_max_length = MAX_LENGTH
-    tokenizer.save_pretrained(folder)
+    model = json.loads(trained.backend_tokenizer.to_str())["model"]
+    known = sorted(model["vocab"], key=model["vocab"].get)
+    known += [s for s in alphabet if s not in model["vocab"]]  # it drops those it never saw
+    return _tokenizer(folder, known, [" ".join(pair) for pair in model["merges"]])
+
+
+def _tokenizer(folder: Path, tokens: list[str], merges: list[str]) -> CLIPTokenizer:
+    folder.mkdir(parents=True, exist_ok=True)
+    for old in folder.glob("tokenizer*.json"):
+        old.unlink()
+    vocab = {token: number for number, token in enumerate(tokens)}
+    (folder / "vocab.json").write_text(json.dumps(vocab), encoding="utf-8")
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges]) + "\n", "utf-8")
+    CLIPTokenizer.from_pretrained(folder, model_max_length=MAX_LENGTH).save_pretrained(folder)
     return CLIPTokenizer.from_pretrained(folder)
 
 
@@ -49,9 +57,13 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 
 
 class VisionTower(nn.Module):
-    """A small convolutional image encoder, ``(B, 3, 64, 64)`` in [-1, 1] -> ``(B, width)``."""
+    """A small convolutional image encoder.
 
-    def __init__(self, width: int, channels: tuple[int, ...] = (16, 48, 96, 128)) -> None:
+    Maps images ``(B, 3, 64, 64)`` in [-1, 1] to one embedding ``(B, width)`` and those of 8x8 patches
+    ``(B, 64, width)``.
+    """
+
+    def __init__(self, width: int, channels: tuple[int, ...] = (16, 48, 96)) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         previous = 3
@@ -60,31 +72,50 @@ class VisionTower(nn.Module):
             layers += [nn.Conv2d(c, c, 3, 1, 1), nn.GroupNorm(8, c), nn.SiLU()]
             previous = c
         self.body = nn.Sequential(*layers)
-        self.head = nn.Linear(2 * previous, width)
+        self.patch = nn.Linear(previous, width)
+        self.deep = nn.Sequential(nn.Conv2d(previous, 128, 3, 2, 1), nn.GroupNorm(8, 128), nn.SiLU())
+        self.head = nn.Linear(256, width)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
         maps = self.body(images)
-        return self.head(torch.cat([maps.mean((2, 3)), maps.amax((2, 3))], dim=1))
+        deep = self.deep(maps)
+        pooled = torch.cat([deep.mean((2, 3)), deep.amax((2, 3))], dim=1)
+        return self.head(pooled), self.patch(maps.flatten(2).transpose(1, 2))
 
 
 class Contrast(nn.Module):
-    """Text and vision tower under CLIP's symmetric loss (Radford et al. 2021)."""
+    """Text and vision tower under two contrastive losses.
+
+    CLIP's between whole images and whole captions (Radford et al. 2021), and FILIP's between patches
+    and words (Yao et al. 2022), so that the hidden state of a word says what the word names.
+    """
 
     def __init__(self, text: CLIPTextModelWithProjection, width: int) -> None:
         super().__init__()
         self.text, self.vision = text, VisionTower(width)
-        self.scale = nn.Parameter(torch.tensor(2.5))
+        self.word = nn.Linear(width, width)
+        self.scale = nn.Parameter(torch.tensor([2.5, 2.5]))
 
-    def forward(self, images: Tensor, ids: Tensor) -> Tensor:
-        a = F.normalize(self.vision(images), dim=-1)
-        b = F.normalize(self.text(input_ids=ids).text_embeds, dim=-1)
-        logits = self.scale.clamp(max=4.0).exp() * a @ b.T
-        target = torch.arange(len(logits), device=logits.device)
-        return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
+    def forward(self, images: Tensor, ids: Tensor, end: int) -> Tensor:
+        whole, patches = (F.normalize(v, dim=-1) for v in self.vision(images))
+        output = self.text(input_ids=ids)
+        caption_of = F.normalize(output.text_embeds, dim=-1)
+        words = F.normalize(self.word(output.last_hidden_state), dim=-1)
+        real = (ids != end).float()
+        real[:, 0] = 0  # the start says nothing
+        fit = torch.einsum("ipd,jwd->ijwp", patches, words).amax(dim=3)
+        fine = (fit * real).sum(2) / real.sum(1)
+        scale = self.scale.clamp(max=4.0).exp()
+        return sum(_symmetric(s) for s in (scale[0] * whole @ caption_of.T, scale[1] * fine))
+
+
+def _symmetric(logits: Tensor) -> Tensor:
+    target = torch.arange(len(logits), device=logits.device)
+    return (F.cross_entropy(logits, target) + F.cross_entropy(logits.T, target)) / 2
 
 
 def train_text(
-    folder: Path, out: Path, seed: int, device: str, steps: int = 2200, batch: int = 64
+    folder: Path, out: Path, seed: int, device: str, steps: int = 1400, batch: int = 64
 ) -> None:
     """Train and save ``folder/tokenizer`` and ``folder/text_encoder`` (a CLIPTextModel)."""
     tokenizer = train_tokenizer(folder / "tokenizer")
@@ -108,7 +139,7 @@ def train_text(
         images = torch.stack([torch.from_numpy(render(s)[0]) for s in scenes])
         texts = [caption(rng(seed + 101, step * batch + i), s) for i, s in enumerate(scenes)]
         pixels = images.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        return model(pixels, tokenize(tokenizer, texts).to(device))
+        return model(pixels, tokenize(tokenizer, texts).to(device), tokenizer.eos_token_id)
 
     train("text", model, loss, steps=steps, lr=2e-3, out=out, weight_decay=0.02)
     encoder = CLIPTextModel(config)

@@ -1,0 +1,39 @@
+"""Copy what was trained into the package, in half precision."""
+
+from __future__ import annotations
+
+import shutil
+from importlib.resources import files
+from pathlib import Path
+
+import torch
+from diffusers import StableDiffusionPipeline
+from safetensors.torch import load_file, save_file
+
+
+def _halve(path: Path) -> None:
+    state = load_file(path)
+    half = {k: v.half() if v.dtype == torch.float32 else v for k, v in state.items()}
+    save_file(half, path, metadata={"format": "pt"})
+
+
+def export(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:
+    """Replace the package's weights by those of a training folder, as float16 safetensors.
+
+    A part that was not trained yet is left as it is.
+    """
+    weights = Path(str(files("ovseg"))) / "clipart" / "weights"
+    weights.mkdir(parents=True, exist_ok=True)
+    if (folder / "model_index.json").is_file():
+        pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
+        shutil.rmtree(weights / "pipeline", ignore_errors=True)
+        pipeline.to(dtype=torch.float16).save_pretrained(
+            weights / "pipeline", safe_serialization=True
+        )
+    for name in ("annotator", "grounder"):
+        if (out / name / "config.json").is_file():
+            shutil.rmtree(weights / name, ignore_errors=True)
+            shutil.copytree(out / name, weights / name)
+            _halve(weights / name / "model.safetensors")
+    for path in sorted(weights.rglob("*.safetensors")):
+        print(f"{path.relative_to(weights)}: {path.stat().st_size / 1e6:.2f} MB")
