@@ -196,7 +196,7 @@ class GroundingIoU(Metric):
             self.choices[number] += (own > _ratio(*_areas(mask, rival)))[pair].sum()
 
     def compute(self) -> dict[str, Tensor]:
-        """Return `miou`, `miou_images`, `choice`, each (T,), and `per_class` (T, N).
+        """Return `miou`, `miou_images`, `choice`, each (T,) or a scalar, and `per_class` (T, N).
 
         `miou` is the mean over classes of the data set's IoU, `miou_images` the mean over entities
         of their own image's; `choice` the share of entities in images of two objects whose mask

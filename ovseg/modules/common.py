@@ -97,6 +97,22 @@ def check_writable(folder: str | Path) -> None:
         raise PermissionError(f"cannot write to {folder}: {error.strerror}") from None
 
 
+def check_output(folder: str | Path) -> None:
+    """Fail now if a grounder folder could not be written in the end.
+
+    Raises:
+        PermissionError: If its parent cannot be written.
+        ValueError: If something else is there.
+    """
+    folder = Path(folder)
+    check_writable(folder.parent)
+    is_folder = folder.is_dir() and (
+        (folder / "config.json").is_file() or not any(folder.iterdir())
+    )
+    if folder.exists() and not is_folder:
+        raise ValueError(f"{folder} exists and holds no grounder; give another output folder")
+
+
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}

@@ -12,9 +12,10 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ovseg.grounders.base import Grounder
-from ovseg.grounders.folder import save_grounder
+from ovseg.grounders.folder import load_grounder, save_grounder
 from ovseg.losses import grounding_loss, with_negatives
 from ovseg.modules.common import (
+    check_output,
     check_writable,
     need_vocabulary,
     optimizers,
@@ -22,7 +23,7 @@ from ovseg.modules.common import (
     write_results,
 )
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
-from ovseg.structures import Batch, FeatureSpec, entity_targets
+from ovseg.structures import Batch, FeatureSpec, entity_targets, to_label_map
 from ovseg.vocabulary import Vocabulary
 
 
@@ -43,7 +44,11 @@ class GroundingModule(LightningModule):
         negatives: Names per sample that it does not show, with an empty target.
         output: Folder of the trained grounder, written at the end of `fit`, and of `validate` with
             `calibrate`.
+        start: Grounder folder whose weights and threshold to begin with: to test it, or to go on.
         calibrate: Choose the grounder's threshold on the validation streams.
+
+    Raises:
+        ValueError: If the data module has no backbone or vocabulary, or a number is negative.
     """
 
     def __init__(
@@ -57,6 +62,7 @@ class GroundingModule(LightningModule):
         dice: float = 0.0,
         negatives: int = 0,
         output: str | None = None,
+        start: str | None = None,
         calibrate: bool = False,
     ) -> None:
         super().__init__()
@@ -66,18 +72,31 @@ class GroundingModule(LightningModule):
             raise ValueError("a grounding module reads a backbone's features: set data.backbone")
         self.vocabulary = need_vocabulary(vocabulary)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
-        self.dice, self.negatives, self.output = dice, negatives, output
+        self.dice, self.negatives = dice, negatives
+        self.output, self.start = output, start
         self.grounder = grounder(feature_spec, text_width)
         self.scores = torch.nn.ModuleDict()
         self.calibration = Calibration(self.vocabulary.num_classes) if calibrate else None
 
     def setup(self, stage: str) -> None:
-        """Make the metrics of every stream; fail now if the folder cannot be written."""
+        """Make the metrics of every stream, load `start`, fail now if `output` cannot be written.
+
+        Raises:
+            ValueError: If `start` holds another kind of grounder, or one of another backbone.
+        """
         for kind in ("val", "test"):
             streams = [GroundingScores(self.vocabulary) for _ in stream_names(self, kind)]
             self.scores[kind] = torch.nn.ModuleList(streams)
+        if self.start is not None:
+            loaded = load_grounder(self.start, self.trainer.datamodule.backbone)
+            if type(loaded) is not type(self.grounder):
+                raise ValueError(
+                    f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
+                    f"{type(self.grounder).__name__}: name the same class"
+                )
+            self.grounder = loaded
         if self.output is not None and stage in ("fit", "validate"):
-            check_writable(self.output)
+            check_output(self.output)
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the probability ``(B, K, H, W)`` of each entity at image size."""
@@ -110,6 +129,12 @@ class GroundingModule(LightningModule):
         scores = self.scores["test"][dataloader_idx]
         scores.update(self(batch), batch, self.grounder.threshold)
         scores.update_controls(batch)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the label map ``(B, H, W)`` of the names of each image."""
+        entities = batch.entities
+        threshold = self.grounder.threshold
+        return to_label_map(self(batch), entities.class_ids, entities.valid, threshold)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; choose the threshold."""

@@ -66,12 +66,12 @@ class GroundingScores(torch.nn.Module):
             control under its name, `images` scored and the share `excluded`.
         """
         own = self.metrics["own"].compute()
-        results = {key: float(own[key][0]) for key in ("miou", "miou_images", "choice")}
+        results = {key: float(own[key]) for key in ("miou", "miou_images", "choice")}
         results["per_class"] = by_class(own["per_class"][0], self.vocabulary)
         for method in METHODS[1:]:
             if self.metrics[method].update_called:  # the controls of test are not made in validate
                 values = self.metrics[method].compute()
-                results[method] = {key: float(values[key][0]) for key in ("miou", "miou_images")}
+                results[method] = {key: float(values[key]) for key in ("miou", "miou_images")}
         used, total = self.count.compute()
         results |= {"images": used, "excluded": 1 - used / total if total else float("nan")}
         for metric in (*self.metrics.values(), self.count):

@@ -80,8 +80,7 @@ class SegmentationModule(LightningModule):
         return loss
 
     def _score(self, kind: str, batch: Batch, number: int) -> None:
-        predictions = self.segmenter(batch.images).argmax(dim=1)
-        self.scores[kind][number].update(predictions, batch.labels)
+        self.scores[kind][number].update(self.predict_step(batch, 0), batch.labels)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
@@ -90,6 +89,10 @@ class SegmentationModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream."""
         self._score("test", batch, dataloader_idx)
+
+    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the label map ``(B, H, W)`` of each image."""
+        return self.segmenter(batch.images).argmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
