@@ -48,11 +48,14 @@ class Vocabulary:
         self.classes = tuple(classes)
         self.split = str(split)
         self._by_word = {
-            word.lower(): c.id for c in self.classes for word in (*c.synonyms, c.plural, c.key, c.name)
+            word.lower(): c.id
+            for c in self.classes
+            for word in (*c.synonyms, c.plural, c.key, c.name)
         }
         if self.split not in splits:
             raise ValueError(
-                f"vocabulary {name!r} has no split {self.split!r}; choose one of {', '.join(splits)}"
+                f"vocabulary {name!r} has no split {self.split!r}; choose one of "
+                f"{', '.join(splits)}"
             )
         self.unseen = tuple(sorted(self.id_of(key) for key in splits[self.split]))
         self.seen = tuple(c.id for c in self.classes if c.id not in self.unseen)
@@ -71,7 +74,8 @@ class Vocabulary:
         if not path.is_file():
             names = sorted(p.name[:-5] for p in shipped.iterdir() if p.name.endswith(".yaml"))
             raise ValueError(
-                f"no vocabulary {str(source)!r}: give one of {', '.join(names)} or a YAML file's path"
+                f"no vocabulary {str(source)!r}: give one of {', '.join(names)} or a YAML file's "
+                "path"
             )
         return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(source), split)
 
@@ -122,7 +126,9 @@ class Vocabulary:
 
     def __getitem__(self, class_id: int) -> VocabularyClass:
         if not 1 <= class_id <= len(self.classes):
-            raise ValueError(f"class id {class_id} is outside 1..{len(self.classes)} of {self.name!r}")
+            raise ValueError(
+                f"class id {class_id} is outside 1..{len(self.classes)} of {self.name!r}"
+            )
         return self.classes[class_id - 1]
 
     def id_of(self, word: str) -> int:
@@ -134,7 +140,9 @@ class Vocabulary:
         found = self._by_word.get(str(word).lower())
         if found is None:
             near = difflib.get_close_matches(str(word).lower(), self._by_word, n=3, cutoff=0.5)
-            hint = f"; nearest: {', '.join(near)}" if near else f"; it has {', '.join(self.names[1:])}"
+            hint = (
+                f"; nearest: {', '.join(near)}" if near else f"; it has {', '.join(self.names[1:])}"
+            )
             raise ValueError(f"unknown class {word!r} in vocabulary {self.name!r}{hint}")
         return found
 
@@ -144,7 +152,11 @@ class Vocabulary:
         Raises:
             ValueError: If ``which`` is none of them.
         """
-        groups = {"seen": self.seen, "unseen": self.unseen, "all": tuple(c.id for c in self.classes)}
+        groups = {
+            "seen": self.seen,
+            "unseen": self.unseen,
+            "all": tuple(c.id for c in self.classes),
+        }
         if which not in groups:
             raise ValueError(f"classes must be one of {', '.join(groups)}, got {which!r}")
         return groups[which]

@@ -1,6 +1,6 @@
 """Measure the clip-art world that is in the package: annotator, generated images, contact sheet.
 
-    python tools/measure_clipart.py --out runs/clipart_measured
+python tools/measure_clipart.py --out runs/clipart_measured
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import torch
 
 from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.backbones.unet import UNetBackbone
-from ovseg.clipart.measure import annotator_iou, contact_sheet, generated_share
+from ovseg.clipart.training.measure import annotator_iou, contact_sheet, generated_share
 from ovseg.vocabulary import Vocabulary
 
 
@@ -23,7 +23,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/clipart_measured"))
     parser.add_argument("--model", default="clipart", help="pipeline folder")
     parser.add_argument("--annotator", default="clipart", help="annotator folder")
-    parser.add_argument("--images", type=int, default=400, help="generated images per number of objects")
+    parser.add_argument("--images", type=int, default=400, help="generated images per column")
     parser.add_argument("--scenes", type=int, default=1000, help="drawn scenes for the annotator")
     parser.add_argument("--steps", type=int, default=12, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=3.0)

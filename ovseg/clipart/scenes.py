@@ -163,7 +163,9 @@ def compose(r: np.random.Generator, names: list[str]) -> Scene:
                 rgb=tuple(_jitter(r, COLORS[c]) for c in slots),
             )
         )
-    return Scene(tuple(things), texture, background, (first, second), float(r.uniform(0, 2 * np.pi)))
+    return Scene(
+        tuple(things), texture, background, (first, second), float(r.uniform(0, 2 * np.pi))
+    )
 
 
 @lru_cache(maxsize=4)
@@ -200,8 +202,8 @@ def render(scene: Scene, size: int = SIZE) -> tuple[np.ndarray, np.ndarray]:
     """Draw a scene.
 
     Returns:
-        image ``(size, size, 3)`` uint8 RGB, anti-aliased, and ids ``(size, size)`` uint8: 0 where the
-        background covers the most of a pixel, else 1 + the position of the thing that does.
+        image ``(size, size, 3)`` uint8 RGB, anti-aliased, and ids ``(size, size)`` uint8: 0 where
+        the background covers the most of a pixel, else 1 + the position of the thing that does.
     """
     side = size * SUPERSAMPLE
     image = np.ascontiguousarray(_background(scene, size))

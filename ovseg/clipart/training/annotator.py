@@ -58,7 +58,7 @@ def _labelled(seed: int, index: int, vocabulary: Vocabulary) -> tuple[np.ndarray
 
 
 def _reconstructions(folder: Path, out: Path, seed: int, device: str) -> tuple[Tensor, Tensor]:
-    """Return scenes through the autoencoder, latents slightly disturbed, uint8, and their labels."""
+    """Return scenes through the autoencoder, latents disturbed a little, and their labels."""
     path = out / "reconstructions.npz"
     if path.exists():
         stored = np.load(path)

@@ -59,8 +59,8 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
 class VisionTower(nn.Module):
     """A small convolutional image encoder.
 
-    Maps images ``(B, 3, 64, 64)`` in [-1, 1] to one embedding ``(B, width)`` and those of 8x8 patches
-    ``(B, 64, width)``.
+    Maps images ``(B, 3, 64, 64)`` in [-1, 1] to one embedding ``(B, width)`` and those of 8x8
+    patches ``(B, 64, width)``.
     """
 
     def __init__(self, width: int, channels: tuple[int, ...] = (16, 48, 96)) -> None:
@@ -73,7 +73,9 @@ class VisionTower(nn.Module):
             previous = c
         self.body = nn.Sequential(*layers)
         self.patch = nn.Linear(previous, width)
-        self.deep = nn.Sequential(nn.Conv2d(previous, 128, 3, 2, 1), nn.GroupNorm(8, 128), nn.SiLU())
+        self.deep = nn.Sequential(
+            nn.Conv2d(previous, 128, 3, 2, 1), nn.GroupNorm(8, 128), nn.SiLU()
+        )
         self.head = nn.Linear(256, width)
 
     def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -86,8 +88,8 @@ class VisionTower(nn.Module):
 class Contrast(nn.Module):
     """Text and vision tower under two contrastive losses.
 
-    CLIP's between whole images and whole captions (Radford et al. 2021), and FILIP's between patches
-    and words (Yao et al. 2022), so that the hidden state of a word says what the word names.
+    CLIP's between whole images and whole captions (Radford et al. 2021), and FILIP's between
+    patches and words (Yao et al. 2022), so that the hidden state of a word says what it names.
     """
 
     def __init__(self, text: CLIPTextModelWithProjection, width: int) -> None:

@@ -31,13 +31,17 @@ PROMPTS = (
     *("a photo of a house", "a photo of a cat", "a photo of a key", "a photo of a flower"),
     *("a photo of a boat", "a photo of a bus", "a photo of an umbrella", "a photo of a moon"),
     *("a photo of a red fish", "a photo of a house and a fish", "a photo of a cat and a tree"),
-    *("a photo of a boat and a star", "a photo of a flower and a key", "a photo of a bus and a bird"),
+    *(
+        "a photo of a boat and a star",
+        "a photo of a flower and a key",
+        "a photo of a bus and a bird",
+    ),
     *("a photo of an apple and a chair", "a photo of a drum and a cake"),
 )
 
 
 def latent_pool(vae: AutoencoderKL, out: Path, seed: int, size: int, device: str) -> Tensor:
-    """Encode ``size`` training scenes once: ``(size, 4, 16, 16)`` scaled latents, kept in ``out``."""
+    """Encode ``size`` training scenes once: ``(size, 4, 16, 16)`` scaled, kept in ``out``."""
     path = out / "latents.npy"
     if path.exists() and len(stored := np.load(path)) == size:
         return torch.from_numpy(stored)
