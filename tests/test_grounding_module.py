@@ -1,0 +1,123 @@
+"""Stage 2 with the toy backbone, in this process."""
+
+import functools
+import json
+
+import pytest
+import torch
+from acme.backbone import ToyBackbone
+from acme.grounder import NearnessGrounder
+from toy_data import data_module, live_stream, quiet_trainer
+
+from ovseg.grounders.attention import AttentionGrounder
+from ovseg.grounders.folder import load_grounder, read_config
+from ovseg.modules.grounding import GroundingModule
+
+ADAM = functools.partial(torch.optim.Adam, lr=0.03)
+
+
+def data(**arguments):
+    streams = {
+        "train": live_stream(64, "seen"),
+        "val": {"seen": live_stream(12, "seen", seed=1)},
+        "test": {"seen": live_stream(16, "seen", seed=2), "unseen": live_stream(9, "unseen")},
+    }
+    return data_module(16, **{**streams, **arguments})
+
+
+def module(source, kind=NearnessGrounder, **arguments) -> GroundingModule:
+    facts = {name: getattr(source, name) for name in ("feature_spec", "text_width", "vocabulary")}
+    return GroundingModule(kind, ADAM, **facts, **arguments)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    """A folder in which `fit` has run, and its module."""
+    folder = tmp_path_factory.mktemp("fit")
+    torch.manual_seed(0)
+    source = data()
+    model = module(source, output=str(folder / "grounder"), calibrate=True, dice=0.5, negatives=1)
+    scheduler = functools.partial(torch.optim.lr_scheduler.StepLR, step_size=50, gamma=0.5)
+    model.lr_scheduler = scheduler
+    trainer = quiet_trainer(
+        folder, max_epochs=15, check_val_every_n_epoch=15, num_sanity_val_steps=1
+    )
+    trainer.fit(model, source)
+    return folder, model, trainer
+
+
+def test_fit_learns_and_logs(trained):
+    _, _, trainer = trained
+    logged = trainer.callback_metrics
+    assert {"train/loss", "val/miou", "val/seen/miou", "val/seen/choice"} <= set(logged)
+    assert logged["val/miou"] > 40 and logged["val/seen/choice"] > 80
+    assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.015)  # 60 steps
+
+
+def test_fit_writes_the_grounder_folder(trained):
+    folder, model, _ = trained
+    loaded = load_grounder(folder / "grounder", ToyBackbone())
+    assert 0 < loaded.threshold < 1 and loaded.threshold == model.grounder.threshold
+    for name, tensor in model.grounder.state_dict().items():
+        assert torch.equal(tensor.cpu(), loaded.state_dict()[name])
+    assert read_config(folder / "grounder")["vocabulary"]["split"] == "1"
+
+
+def test_test_from_the_folder_writes_results(trained, tmp_path):
+    folder, model, _ = trained
+    source = data()
+    again = module(source, start=str(folder / "grounder"))
+    quiet_trainer(tmp_path).test(again, source, verbose=False)
+    assert again.grounder.threshold == model.grounder.threshold
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert list(results) == ["seen", "unseen"]
+    for name, size in (("seen", 16), ("unseen", 9)):
+        scores = results[name]
+        assert scores["images"] + round(scores["excluded"] * size) == size
+        assert 0 < scores["excluded"] < 1  # the toy forgets a fifth of its objects
+        assert scores["choice"] > 80 and scores["swapped"]["miou"] < scores["miou"]
+        assert 0 < scores["foreground"]["miou"] < 100 and scores["ceiling"]["miou"] > 70
+        values = list(scores["per_class"].values())
+        assert scores["miou"] == pytest.approx(sum(values) / len(values), abs=1e-3)
+    assert set(results["unseen"]["per_class"]) <= {"boat", "cat", "flower", "key", "umbrella"}
+
+
+def test_the_baseline_needs_no_fit(tmp_path):
+    source = data()
+    model = module(source, AttentionGrounder, output=str(tmp_path / "g"), calibrate=True)
+    quiet_trainer(tmp_path).validate(model, source, verbose=False)
+    assert read_config(tmp_path / "g")["threshold"] == model.grounder.threshold != 0.5
+    with pytest.raises(ValueError, match="no parameter to train.*validate"):
+        quiet_trainer(tmp_path, max_steps=1).fit(model, source)
+
+
+def test_the_threshold_travels_in_a_checkpoint():
+    source = data()
+    first, second = module(source), module(source)
+    first.grounder.threshold = 0.35
+    checkpoint = {}
+    first.on_save_checkpoint(checkpoint)
+    second.on_load_checkpoint(checkpoint)
+    assert second.grounder.threshold == 0.35
+
+
+def test_what_does_not_fit_is_refused(trained, tmp_path):
+    folder, _, _ = trained
+    start = str(folder / "grounder")
+    other = data(backbone=ToyBackbone(size=64))
+    with pytest.raises(ValueError, match="another backbone"):
+        quiet_trainer(tmp_path).test(module(other, start=start), other)
+    source = data()
+    with pytest.raises(ValueError, match="holds a NearnessGrounder.*is a AttentionGrounder"):
+        quiet_trainer(tmp_path).test(module(source, AttentionGrounder, start=start), source)
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "thesis.txt").touch()
+    with pytest.raises(ValueError, match="holds no grounder"):
+        model = module(source, output=str(tmp_path / "full"))
+        quiet_trainer(tmp_path, max_steps=1).fit(model, source)
+    with pytest.raises(ValueError, match=r"data\.backbone"):
+        GroundingModule(NearnessGrounder, ADAM, vocabulary=source.vocabulary)
+    with pytest.raises(ValueError, match="vocabulary"):
+        GroundingModule(NearnessGrounder, ADAM, feature_spec=source.feature_spec, text_width=8)
+    with pytest.raises(ValueError, match="dice and negatives"):
+        module(source, dice=-1.0)
