@@ -126,6 +126,12 @@ def test_sizes_must_agree():
         decode_sample(other)
 
 
+def test_images_are_rgb():
+    grey = make_sample(image=np.zeros((8, 12), np.uint8))
+    with pytest.raises(ValueError, match=r"image is uint8 of \(8, 12\), not uint8 \(H, W, 3\)"):
+        decode_sample(members_of(grey))
+
+
 def test_nothing_is_unpickled():
     class Bomb:
         def __reduce__(self):

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.trainer.states import TrainerFn
 from torch.utils.data import DataLoader
 
+import ovseg
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
 from ovseg.data.live import LiveStream
@@ -18,8 +19,8 @@ from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSa
 from ovseg.structures import Batch, FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
-VERSIONED = ("ovseg", "torch", "numpy", "pillow", "diffusers", "transformers")
-"""Packages that have a say in the bytes of a dataset."""
+VERSIONED = ("torch", "numpy", "pillow", "webdataset", "diffusers", "transformers")
+"""Packages that have a say in the bytes of a dataset, beside ovseg."""
 
 
 class SyntheticDataModule(LightningDataModule):
@@ -158,10 +159,11 @@ class SyntheticDataModule(LightningDataModule):
             "backbone_digest": self.backbone.digest if self.backbone is not None else None,
             "backbone": self.backbone.describe() if self.backbone is not None else None,
         }
+        versions = {name: found for name in VERSIONED if (found := _version(name))}
         environment = {
             "device": _device_name(self.trainer.strategy.root_device),
             "threads": torch.get_num_threads(),
-            "versions": {name: found for name in VERSIONED if (found := _version(name))},
+            "versions": {"ovseg": ovseg.__version__, **versions},
         }
         return {"config": config, "environment": environment}
 

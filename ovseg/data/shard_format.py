@@ -127,16 +127,18 @@ def decode_sample(members: dict[str, bytes]) -> StoredSample:
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
         facts = decode_facts(members["json"])
-        image = np.array(Image.open(io.BytesIO(members["image.png"])).convert("RGB"))
-        mask = np.array(Image.open(io.BytesIO(members["mask.png"])))
+        image = np.array(_open(members["image.png"]))
+        mask = np.array(_open(members["mask.png"]))
         latent = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
         soft, instances = members.get("soft.npy"), members.get("instances.png")
         if soft is not None:
             soft = np.load(io.BytesIO(soft), allow_pickle=False)
         if instances is not None:
-            instances = np.array(Image.open(io.BytesIO(instances))).astype(np.uint16)
+            instances = np.array(_open(instances)).astype(np.uint16)
     except (OSError, KeyError, TypeError, EOFError, SyntaxError) as error:  # the last: broken PNG
         raise ValueError(f"it cannot be read ({error})") from error
+    if image.dtype != np.uint8 or image.shape[2:] != (3,):
+        raise ValueError(f"its image is {image.dtype} of {image.shape}, not uint8 (H, W, 3)")
     if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
         raise ValueError(
             f"its mask is {mask.dtype} of {mask.shape}, its image has {image.shape[:2]} pixels"
@@ -183,6 +185,10 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
     if not table or (samples is not None and len(table) != samples):
         raise ValueError(f"shard {path} {damage} ({len(table)} samples, not {samples or 'any'})")
     return list(table.values())
+
+
+def _open(data: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(data), formats=("PNG",))
 
 
 def _png(array: np.ndarray) -> bytes:

@@ -139,8 +139,8 @@ class ShardStream(Stream):
         if name not in self._index:
             self._index[name] = index_shard(self.folder / name, count)
         members = self._index[name][position - (self._ends[shard] - count)]
+        data = {}
         with (self.folder / name).open("rb") as file:
-            data = {}
             for extension, (offset, size) in members.items():
                 file.seek(offset)
                 data[extension] = file.read(size)
@@ -153,11 +153,11 @@ class ShardStream(Stream):
 
     def _check(self, sample: StoredSample) -> None:
         classes = self.manifest["vocabulary"]["num_classes"]
-        foreign = np.unique(sample.mask[(sample.mask >= classes) & (sample.mask != IGNORE)])
-        if foreign.size:
+        foreign = (sample.mask >= classes) & (sample.mask != IGNORE)
+        if foreign.any():
             raise ValueError(
-                f"its mask has ids {foreign.tolist()}; the vocabulary has 0..{classes - 1} and "
-                f"{IGNORE} is ignore"
+                f"its mask has ids {np.unique(sample.mask[foreign]).tolist()}; the vocabulary has "
+                f"0..{classes - 1} and {IGNORE} is ignore"
             )
 
 
