@@ -21,7 +21,7 @@ VERBS = {
     "test": ("ovseg.cli:run", "score on the test streams and write results.json"),
     "predict": ("ovseg.cli:run", "write a stream of annotated samples as shards"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),
-    "report": ("ovseg.report.collect:main", "make a quickstart's report again"),
+    "report": ("ovseg.quickstart_report:main", "make a quickstart's report again"),
 }
 
 

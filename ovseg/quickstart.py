@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
+import sys
 from collections.abc import Sequence
 from importlib.resources import files
 from pathlib import Path
@@ -62,13 +64,14 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
     Vocabulary.load("clipart", args.split)  # an unknown split is told before anything is made
     out = args.out.absolute()
-    settings = {"split": args.split, "seed": args.seed, "scale": args.scale}
+    settings = {key: getattr(args, key) for key in ("split", "seed", "scale", "threads")}
     try:
         _settle(out, settings)
         write_configs(out, settings)
     except OSError as error:
         reason = f"cannot write to {out} ({error.strerror}): choose another --out"
         raise PermissionError(reason) from None
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child is ended too
     try:
         run_steps(out, plan(out), {"TOKENIZERS_PARALLELISM": "false"})
     except StepFailed as error:
@@ -138,8 +141,10 @@ def write_configs(out: Path, settings: dict) -> None:
         write_text(path, yaml.safe_dump(fill(data, out, **settings), sort_keys=False))
 
 
-def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = "") -> Any:
-    """Return a config with the output folder, split, seeds and sizes of a run.
+def fill(
+    value: Any, out: Path, split: str, seed: int, scale: float, threads: int, key: str = ""
+) -> Any:
+    """Return a config with the output folder, split, seeds, sizes and threads of a run.
 
     Args:
         value: The config, or a part of it.
@@ -147,17 +152,17 @@ def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = 
         split: Split of the vocabulary.
         seed: Becomes `seed_everything`; a thousand times as much is added to every stream's seed.
         scale: Multiplies what `LEAST` names.
+        threads: Threads of torch per process.
         key: The part's own key.
     """
-    settings = {"out": out, "split": split, "seed": seed, "scale": scale}
+    settings = {"out": out, "split": split, "seed": seed, "scale": scale, "threads": threads}
     if isinstance(value, dict):
         return {k: fill(v, key=str(k), **settings) for k, v in value.items()}
     if isinstance(value, list):
         return [fill(item, **settings) for item in value]
-    if key == "split":
-        return split
-    if key == "seed_everything":
-        return seed
+    replaced = {"split": split, "seed_everything": seed, "threads": threads}
+    if key in replaced:
+        return replaced[key]
     if key == "seed":
         return value + 1000 * seed
     if key in LEAST and isinstance(value, int):
@@ -178,9 +183,17 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=1.0,
         help="multiply all sizes and steps; below 1 a trial whose numbers mean little (1.0)",
     )
+    parser.add_argument(
+        "--threads",
+        type=int,
+        default=2,
+        help="torch threads per process; the last bits of every sample depend on it (2)",
+    )
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise ValueError(f"--seed must be >= 0, got {args.seed}")
+    if args.threads < 1:
+        raise ValueError(f"--threads must be >= 1, got {args.threads}")
     if not 0 < args.scale < float("inf"):
         raise ValueError(f"--scale must be a positive number, got {args.scale}")
     return args

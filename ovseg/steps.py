@@ -28,6 +28,9 @@ import ovseg
 HEARTBEAT = 2.0
 """Seconds between two records of how long a command has run."""
 
+PATIENCE = 10.0
+"""Seconds that an interrupted command has to end by itself."""
+
 
 @dataclass(frozen=True)
 class Step:
@@ -153,13 +156,22 @@ def _run(
             except subprocess.TimeoutExpired:
                 pass
     finally:
-        if code is None:  # interrupted: the child gets the same signal from the terminal
-            child.terminate()
-            child.wait()
+        if code is None:  # interrupted
+            _end(child)
     spent = before + time.monotonic() - started
     _save(folder, step, {**record, "seconds": spent, "done": code == 0})
     if code:
         raise StepFailed(step, code)
+
+
+def _end(child: subprocess.Popen) -> None:
+    """End a child; it has some seconds to finish its batch."""
+    child.terminate()
+    try:
+        child.wait(PATIENCE)
+    except subprocess.TimeoutExpired:
+        child.kill()
+        child.wait()
 
 
 def _record_path(folder: Path, step: Step) -> Path:

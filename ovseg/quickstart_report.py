@@ -11,7 +11,7 @@ import torch
 
 from ovseg.annotators.base import Annotator
 from ovseg.annotators.mmseg import MMSegAnnotator
-from ovseg.clipart.measure import annotator_iou
+from ovseg.clipart.training.measure import annotator_iou
 from ovseg.data.found import FoundStream
 from ovseg.metrics import SegmentationIoU
 from ovseg.report import page
@@ -45,20 +45,25 @@ def main(argv: Sequence[str]) -> None:
     settings = _read(out / "quickstart.json")
     vocabulary = Vocabulary.load("clipart", settings["split"])
     oracle = MMSegAnnotator("clipart", classes="all")
-    report = collect(out, vocabulary, oracle)
+    oracle.bind(vocabulary)
+    quality = annotator_iou(oracle, vocabulary, SCENES)["miou"]
+    report = collect(out, vocabulary, oracle, quality)
     write_text(out / "report.json", json.dumps(report, indent=1))
     page.write(out / "report.html", report, gallery(out), vocabulary)
 
 
-def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator) -> dict:
+def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float) -> dict:
     """Return the content of report.json.
 
     Args:
         out: Folder of a quickstart whose stages are done.
         vocabulary: Classes and split.
-        oracle: Annotator that is asked for all classes.
+        oracle: Annotator that is asked for all classes, bound to the vocabulary.
+        quality: Its own mIoU in percent.
+
+    Raises:
+        FileNotFoundError: If a stage's results are missing.
     """
-    oracle.bind(vocabulary)
     fusion = _read(out / "2_grounding" / "results.json")
     attention = _read(out / "2_attention" / "results.json")
     columns = {name: FoundStream(str(out / "1_annotated" / name)) for name in COLUMNS}
@@ -79,7 +84,7 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator) -> dict:
             for name, scores in segmentation.items()
         },
         "labels_of_stage_3": labels,
-        "annotator": {"miou": round(annotator_iou(oracle, vocabulary, SCENES)["miou"], 4)},
+        "annotator": {"miou": round(quality, 4)},
         "counts": {
             "training images generated": _generated(train),
             **{f"test images, {TITLES[c].lower()}": fusion[c]["images"] for c in COLUMNS},
