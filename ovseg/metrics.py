@@ -104,23 +104,25 @@ class SegmentationIoU(Metric):
                 "have the same shape"
             )
         self._check(predictions, "a prediction")
-        counted = labels != IGNORE
-        self._check(labels[counted], "a label")
         if not self.score_background:
+            self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
             labels = labels.masked_fill(labels == 0, IGNORE)
         score = mmseg_iou_metric().intersect_and_union
-        predictions, labels = predictions.reshape(-1), labels.reshape(-1)
-        for start in range(0, len(labels), EXACT):
-            part = slice(start, start + EXACT)
-            areas = score(predictions[part], labels[part], self.num_classes, IGNORE)
-            self.areas += torch.stack(areas).long().to(self.areas.device)
+        areas = torch.zeros_like(self.areas)
+        for start in range(0, labels.numel(), EXACT):
+            part = (ids.reshape(-1)[start : start + EXACT] for ids in (predictions, labels))
+            areas += torch.stack(score(*part, self.num_classes, IGNORE)).to(areas)
+        if areas[3].sum() != (labels != IGNORE).sum():  # MMSegmentation drops foreign ids
+            self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
+        self.areas += areas
 
     def _check(self, ids: Tensor, what: str) -> None:
-        if ids.numel() and not (ids.min() >= 0 and ids.max() < self.num_classes):
-            bad = ids.max() if ids.max() >= self.num_classes else ids.min()
-            raise ValueError(
-                f"{what} must be a class id in 0..{self.num_classes - 1}, got {int(bad)}"
-            )
+        if not ids.numel():
+            return
+        low, high = (int(end) for end in ids.aminmax())
+        if low < 0 or high >= self.num_classes:
+            bad = low if low < 0 else high
+            raise ValueError(f"{what} must be a class id in 0..{self.num_classes - 1}, got {bad}")
 
     def compute(self) -> dict[str, Tensor]:
         """Return `seen`, `unseen`, `harmonic`, `mean`, `background` and `per_class` (N,)."""
