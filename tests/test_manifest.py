@@ -110,7 +110,7 @@ def test_read_manifest_errors(tmp_path):
     shard = tmp_path / "shard-000001.tar"
     written = shard.read_bytes()
     shard.write_bytes(written[:-100])
-    with pytest.raises(ValueError, match=r"shard-000001.tar has \d+ bytes, not \d+: delete it"):
+    with pytest.raises(ValueError, match=r"shard-000001.tar has \d+ bytes, not \d+: run `predict`"):
         read_manifest(tmp_path)
     shard.write_bytes(b"")
     with pytest.raises(ValueError, match="shard-000001.tar has 0 bytes"):

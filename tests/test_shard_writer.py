@@ -71,6 +71,10 @@ def test_two_runs_and_a_resumed_one_give_the_same_bytes(tmp_path):
     (tmp_path / "b" / "shard-000001.tar").rename(tmp_path / "b" / "shard-000001.tar.tmp")
     (tmp_path / "b" / "dataset.json").unlink()
     assert contents(write_dataset(tmp_path / "b")) == first
+    # a shard that was damaged later
+    (tmp_path / "b" / "shard-000000.tar").write_bytes(b"")
+    (tmp_path / "b" / "shard-000002.tar").write_bytes(first["shard-000002.tar"][:-700])
+    assert contents(write_dataset(tmp_path / "b")) == first
     # killed between the last shard and dataset.json
     (tmp_path / "b" / "dataset.json").unlink()
     assert contents(write_dataset(tmp_path / "b")) == first
@@ -115,10 +119,13 @@ def test_output_that_cannot_be_written(tmp_path):
 
 def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
     trainer = quiet_trainer(
-        tmp_path, callbacks=[ShardWriter(str(tmp_path / "out"))], limit_predict_batches=2
+        tmp_path, callbacks=[ShardWriter(str(tmp_path / "out"))], limit_predict_batches=3
     )
     trainer.predict(DatasetModule(), data_module(predict=live_stream()), return_predictions=False)
-    assert sorted(contents(tmp_path / "out")) == ["request.json", "shard-000000.tar"]
+    names = ["request.json", "shard-000000.tar", "shard-000001.tar.tmp"]
+    assert sorted(contents(tmp_path / "out")) == names
+    whole = write_dataset(tmp_path / "whole")
+    assert contents(write_dataset(tmp_path / "out")) == contents(whole)
 
 
 def test_threads_are_fixed_and_recorded(tmp_path):

@@ -12,6 +12,7 @@ from PIL import Image
 from toy_data import data_module, live_stream, write_dataset
 from webdataset import TarWriter
 
+from ovseg.backbones.unet import UNetBackbone
 from ovseg.data.shard_format import encode_sample
 from ovseg.data.shards import ShardStream
 from ovseg.vocabulary import Vocabulary
@@ -44,6 +45,23 @@ def test_any_batch_equals_the_live_one(dataset):
             torch.testing.assert_close(batch.features.maps[tap], features, rtol=0, atol=1e-5)
         assert torch.equal(batch.entities.text, expected.entities.text)
         assert torch.equal(batch.entities.valid, expected.entities.valid)
+
+
+def test_a_diffusion_model_gives_its_features_again(tiny_pipeline, tmp_path):
+    taps = ["down_blocks.1", "mid_block", "up_blocks.2"]
+    backbone = UNetBackbone(tiny_pipeline, taps, steps=3, tap_steps=(1, 2), both_branches=True)
+    data = data_module(backbone=backbone, predict=live_stream(5))
+    write_dataset(tmp_path, data)
+    stored, live = open_stream(tmp_path), data.predict
+    positions = [4]  # a batch of its own when it was written, and no other shares its shard
+    with torch.no_grad():
+        expected = live.complete(live[positions], backbone)
+        batch = stored.complete(stored[positions], backbone)
+    assert torch.equal(batch.images, expected.images)
+    assert torch.equal(batch.latents, expected.latents)
+    assert batch.timesteps.tolist() == expected.timesteps.tolist()
+    for tap, features in expected.features.maps.items():
+        torch.testing.assert_close(batch.features.maps[tap], features, rtol=0, atol=1e-5)
 
 
 def test_without_a_backbone_there_are_images_and_labels(dataset):

@@ -107,6 +107,12 @@ class ShardWriter(Callback):
                 trainer.print(f"{self.output} lacks some shards: run `predict` again")
         trainer.strategy.barrier("the dataset is described")
 
+    def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
+        """Let go of a shard that was not completed; its ``.tmp`` is not counted."""
+        if self._tar is not None:
+            self._tar.close()
+            self._tar = None
+
 
 class _Shard:
     """A tar that gets its name when it is complete."""
@@ -118,9 +124,13 @@ class _Shard:
         self.write = self.tar.write
 
     def publish(self) -> None:
-        """Close the tar, make sure that it is on disk, and give it its name."""
+        """Make sure that the tar is on disk, and give it its name."""
+        self.close()
+        os.replace(self.temporary, self.path)
+
+    def close(self) -> None:
+        """Close the tar; it stays a ``.tmp``."""
         self.tar.close()
         self.file.flush()
         os.fsync(self.file.fileno())
         self.file.close()
-        os.replace(self.temporary, self.path)

@@ -22,6 +22,8 @@ REQUEST, DATASET = "request.json", "dataset.json"
 def prepare(folder: Path, request: dict, shards: int) -> list[int]:
     """Make the folder ready and return the numbers of the shards that are still to be made.
 
+    Those are the missing ones, empty ones, and ones of another size than `dataset.json` says.
+
     Args:
         folder: Where the dataset is, or will be.
         request: ``{"config": ..., "environment": ...}``, JSON-ready.
@@ -34,7 +36,8 @@ def prepare(folder: Path, request: dict, shards: int) -> list[int]:
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        pending = [n for n in range(shards) if not (folder / shard_name(n)).is_file()]
+        sizes = _recorded_sizes(folder)
+        pending = [n for n in range(shards) if not _is_done(folder / shard_name(n), sizes)]
         _refuse_another(folder, request, started=len(pending) < shards, finished=not pending)
         if pending:
             for leftover in folder.glob("*.tmp"):
@@ -109,8 +112,7 @@ def read_manifest(folder: Path) -> dict:
         if size != facts["bytes"]:
             state = "is missing" if size is None else f"has {size} bytes, not {facts['bytes']}"
             raise ValueError(
-                f"shard {path} {state}: delete it if it is there and run `predict` again, which "
-                "makes only what is missing"
+                f"shard {path} {state}: run `predict` again, it makes what is missing or damaged"
             )
     return manifest
 
@@ -138,6 +140,19 @@ def write_json(path: Path, data: dict) -> None:
         file.flush()
         os.fsync(file.fileno())
     os.replace(temporary, path)
+
+
+def _recorded_sizes(folder: Path) -> dict[str, int]:
+    path = folder / DATASET
+    if not path.is_file():
+        return {}
+    shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+    return {name: facts["bytes"] for name, facts in shards.items()}
+
+
+def _is_done(path: Path, sizes: dict[str, int]) -> bool:
+    size = path.stat().st_size if path.is_file() else 0
+    return size > 0 and size == sizes.get(path.name, size)
 
 
 def _refuse_another(folder: Path, request: dict, started: bool, finished: bool) -> None:
