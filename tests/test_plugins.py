@@ -8,14 +8,21 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from ovseg.__main__ import main
 
 TESTS = Path(__file__).parent
 
 
-def ovseg(folder: Path, *arguments: str) -> None:
-    """Run ``python -m ovseg`` in a folder that has the third party's package in it."""
+@pytest.fixture(scope="module")
+def chain(tmp_path_factory) -> Path:
+    """A folder in which all stages have run, the first as a process of its own."""
+    folder = tmp_path_factory.mktemp("chain")
+    for part in ("acme", "configs"):
+        shutil.copytree(TESTS / "plugins" / part, folder / part)
     done = subprocess.run(
-        [sys.executable, "-W", "error::UserWarning", "-m", "ovseg", *arguments],
+        [sys.executable, "-m", "ovseg", "predict", "-c", "configs/1_annotated.yaml"],
         cwd=folder,
         env={**os.environ, "PYTHONPATH": str(TESTS.parent), "OMP_NUM_THREADS": "1"},
         stdout=subprocess.DEVNULL,
@@ -23,22 +30,20 @@ def ovseg(folder: Path, *arguments: str) -> None:
         text=True,
     )
     assert done.returncode == 0, done.stderr
-
-
-@pytest.fixture(scope="module")
-def chain(tmp_path_factory) -> Path:
-    """A folder in which all stages have run."""
-    folder = tmp_path_factory.mktemp("chain")
-    for part in ("acme", "configs"):
-        shutil.copytree(TESTS / "plugins" / part, folder / part)
-    ovseg(folder, "predict", "-c", "configs/1_annotated.yaml")
-    ovseg(folder, "fit", "-c", "configs/2_grounding.yaml")
-    start = "--model.init_args.start=out/grounder"
-    ovseg(folder, "test", "-c", "configs/2_grounding.yaml", start)
-    ovseg(folder, "predict", "-c", "configs/3_synthetic.yaml")
-    ovseg(folder, "fit", "-c", "configs/4_segmenter.yaml")
-    (checkpoint,) = (folder / "out" / "4").rglob("*.ckpt")
-    ovseg(folder, "test", "-c", "configs/4_segmenter.yaml", f"--ckpt_path={checkpoint}")
+    before, threads = os.getcwd(), torch.get_num_threads()
+    os.chdir(folder)
+    try:
+        for arguments in (
+            ["fit", "-c", "configs/2_grounding.yaml"],
+            ["test", "-c", "configs/2_grounding.yaml", "--model.init_args.start=out/grounder"],
+            ["predict", "-c", "configs/3_synthetic.yaml"],
+            ["fit", "-c", "configs/4_segmenter.yaml"],
+            ["test", "-c", "configs/4_segmenter.yaml", "--ckpt_path=out/4/last.ckpt"],
+        ):
+            assert main([*arguments, "--trainer.enable_progress_bar=false"]) == 0
+    finally:
+        os.chdir(before)
+        torch.set_num_threads(threads)
     return folder / "out"
 
 
