@@ -29,9 +29,7 @@ def annotator_iou(annotator: MMSegAnnotator, vocabulary: Vocabulary, scenes: int
     """
     stream = DrawnScenes(scenes, SEED, objects=(1, 2))
     stream.bind(vocabulary)
-    metric = SegmentationIoU(
-        vocabulary.num_classes, vocabulary.seen, vocabulary.unseen, include_background=False
-    )
+    metric = SegmentationIoU(vocabulary.num_classes, vocabulary.seen, vocabulary.unseen)
     for start in tqdm(range(0, scenes, 50), desc="annotator", mininterval=5):
         batch = stream[range(start, min(scenes, start + 50))]
         metric.update(annotator.segmenter(batch.images).argmax(1), batch.labels)
