@@ -26,6 +26,18 @@ COLORS = {
     "black": (30, 30, 35),
     "white": (245, 245, 240),
 }
+HARMONIES = {  # an object's main colour brings the colours of its other parts
+    "red": ("yellow", "blue"),
+    "orange": ("purple", "white"),
+    "yellow": ("red", "black"),
+    "green": ("brown", "yellow"),
+    "blue": ("white", "orange"),
+    "purple": ("pink", "green"),
+    "pink": ("red", "brown"),
+    "brown": ("orange", "green"),
+    "black": ("white", "red"),
+    "white": ("green", "purple"),
+}
 TEXTURES = ("plain", "gradient", "striped", "checked")
 CONTRAST = 70  # largest channel difference between an object's and the background's colours
 
@@ -99,6 +111,10 @@ def _far(a, b) -> bool:
     return max(abs(int(x) - int(y)) for x, y in zip(a, b, strict=True)) >= CONTRAST
 
 
+def _stands_out(color: str, background: tuple) -> bool:
+    return all(_far(COLORS[c], background) for c in (color, *HARMONIES[color]))
+
+
 def _positions(r: np.random.Generator, halves: list[float]) -> list[tuple[float, float]] | None:
     """Draw centres whose circles do not overlap, or None if that failed."""
     for _ in range(60):
@@ -147,14 +163,15 @@ def compose(r: np.random.Generator, names: list[str]) -> Scene:
         step = 36 if texture == "gradient" else 16
         sign = -1 if sum(first) > 380 else 1
         second = tuple(int(np.clip(v + sign * step, 0, 255)) for v in first)
-    usable = [c for c in colors if _far(COLORS[c], first) and _far(COLORS[c], second)]
+    usable = [c for c in colors if _stands_out(c, first) and _stands_out(c, second)]
     things = []
     for name, (x, y, half) in zip(names, layout(r, len(names)), strict=True):
-        slots = [usable[i] for i in r.permutation(len(usable))[:3]]
+        color = usable[r.integers(len(usable))]
+        slots = (color, *HARMONIES[color])
         things.append(
             Thing(
                 noun=name,
-                color=slots[0],
+                color=color,
                 x=float(x),
                 y=float(y),
                 half=float(half),

@@ -11,8 +11,11 @@ from pathlib import Path
 
 import torch
 from torch import Tensor, nn
+from torch.optim import AdamW, Muon
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+
+ENDS = ("conv_in", "conv_out", "time_emb")  # layers that Muon's authors leave to AdamW
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -30,6 +33,44 @@ def save_atomic(state: dict, path: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
+class Optimizers:
+    """AdamW; with ``muon``, Muon for every matrix and kernel between the first and last layers.
+
+    Muon (Jordan et al. 2024) takes matrices alone, so it gets a flat view of each kernel.
+    """
+
+    def __init__(self, model: nn.Module, lr: float, weight_decay: float, muon: bool) -> None:
+        named = dict(model.named_parameters())
+        inner = {n for n, p in named.items() if p.ndim > 1 and not n.startswith(ENDS)}
+        self.kernels = [p for n, p in named.items() if muon and n in inner]
+        others = [p for n, p in named.items() if not (muon and n in inner)]
+        self.all = [AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))]
+        self.views = [nn.Parameter(p.data.flatten(1)) for p in self.kernels]
+        if muon:
+            self.all.append(
+                Muon(self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+            )
+
+    def step(self, lr: float) -> None:
+        """Update the weights from their gradients, and clear these."""
+        for view, kernel in zip(self.views, self.kernels, strict=True):
+            view.grad, kernel.grad = kernel.grad.flatten(1), None
+        for optimizer in self.all:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict]:
+        """Return the states of all optimizers."""
+        return [optimizer.state_dict() for optimizer in self.all]
+
+    def load_state_dict(self, states: list[dict]) -> None:
+        """Restore the states of all optimizers."""
+        for optimizer, state in zip(self.all, states, strict=True):
+            optimizer.load_state_dict(state)
+
+
 def train(
     name: str,
     model: nn.Module,
@@ -40,6 +81,7 @@ def train(
     out: Path,
     warmup: int = 100,
     weight_decay: float = 0.01,
+    muon: bool = False,
     ema: float | None = None,
     save_every: float = 120.0,
     on_save: Callable[[nn.Module, int], None] | None = None,
@@ -55,16 +97,15 @@ def train(
         lr: Peak learning rate of AdamW.
         out: Folder of checkpoints and logs.
         warmup: Steps of linear warm-up.
-        weight_decay: AdamW's.
+        weight_decay: Decoupled weight decay.
+        muon: Train kernels and matrices by Muon (see `Optimizers`).
         ema: Decay of the moving average of the weights, or None.
         save_every: Seconds between checkpoints.
         on_save: Called with the (averaged) model and the step after every ``every`` steps.
         every: See ``on_save``.
     """
     device = next(model.parameters()).device
-    optimizer = torch.optim.AdamW(
-        model.parameters(), lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99)
-    )
+    optimizer = Optimizers(model, lr, weight_decay, muon)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     path, start = out / f"{name}.pt", 0
     if path.exists():
@@ -85,13 +126,10 @@ def train(
     bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
     with open(out / f"{name}.jsonl", "a", encoding="utf-8") as log:
         for step in bar:
-            for group in optimizer.param_groups:
-                group["lr"] = lr * schedule(step, steps, warmup)
             loss = loss_of(step)
-            optimizer.zero_grad(set_to_none=True)
             loss.backward()
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step()
+            optimizer.step(lr * schedule(step, steps, warmup))
             if average:
                 average.update_parameters(model)
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()

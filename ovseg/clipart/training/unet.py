@@ -25,7 +25,7 @@ from ovseg.clipart.training.autoencoder import pictures
 from ovseg.clipart.training.loop import train
 from ovseg.clipart.training.text import tokenize
 
-POOL = 40_000  # scenes; their captions are written afresh every time
+POOL = 30_000  # scenes; their captions are written afresh every time
 NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 PROMPTS = (
     *("a photo of a house", "a photo of a cat", "a photo of a key", "a photo of a flower"),
@@ -106,7 +106,7 @@ def sheet(pipeline: StableDiffusionPipeline, path: Path, steps: int = 12) -> Non
 
 
 def train_unet(
-    folder: Path, out: Path, seed: int, device: str, steps: int = 5000, batch: int = 32
+    folder: Path, out: Path, seed: int, device: str, steps: int = 6000, batch: int = 32
 ) -> None:
     """Train and save ``folder`` as a StableDiffusionPipeline."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
@@ -139,6 +139,15 @@ def train_unet(
             sheet(assemble(folder, model), out / f"unet_{step:06d}.png")
 
     unet = train(
-        "unet", unet, loss, steps=steps, lr=1.2e-3, out=out, ema=0.998, on_save=show, every=500
+        "unet",
+        unet,
+        loss,
+        steps=steps,
+        lr=2e-3,
+        muon=True,
+        out=out,
+        ema=0.998,
+        on_save=show,
+        every=500,
     )
     assemble(folder, unet.to("cpu")).save_pretrained(folder, safe_serialization=True)
