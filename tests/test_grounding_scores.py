@@ -49,9 +49,10 @@ def test_scores_by_hand(words):
     assert results["miou_images"] == pytest.approx(50.0)
     assert results["choice"] == pytest.approx(50.0)
     # swapped: both masks lie left; that fits 1 fully and 2 not at all. 3 stands alone: skipped
-    assert results["swapped"] == pytest.approx({"miou": 50.0, "miou_images": 50.0})
+    assert results["swapped"] == pytest.approx({"miou": 50.0, "miou_images": 50.0, "choice": 50.0})
     # foreground: the whole image for 1 and 2 (a half each), exact for 3
     assert results["foreground"]["miou"] == pytest.approx((50 + 50 + 100) / 3)
+    assert results["foreground"]["choice"] == 0.0  # it fits neither better than the other
     # on the 4x4 grid every edge lies between cells
     assert results["ceiling"]["miou"] == pytest.approx(100.0)
     assert results["images"] == 2

@@ -13,6 +13,7 @@ from ovseg.structures import Batch, entity_targets
 from ovseg.vocabulary import Vocabulary
 
 METHODS = ("own", "swapped", "foreground", "ceiling")
+SCORES = ("miou", "miou_images", "choice")
 GRID = tuple(round(0.02 * step, 2) for step in range(1, 50))
 
 
@@ -62,16 +63,16 @@ class GroundingScores(torch.nn.Module):
         """Return the scores, in percent, and forget what was added.
 
         Returns:
-            `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first two of each
+            `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first three of each
             control under its name, `images` scored and the share `excluded`.
         """
         own = self.metrics["own"].compute()
-        results = {key: float(own[key]) for key in ("miou", "miou_images", "choice")}
+        results = {key: float(own[key]) for key in SCORES}
         results["per_class"] = by_class(own["per_class"][0], self.vocabulary)
         for method in METHODS[1:]:
             if self.metrics[method].update_called:  # the controls of test are not made in validate
                 values = self.metrics[method].compute()
-                results[method] = {key: float(values[key]) for key in ("miou", "miou_images")}
+                results[method] = {key: float(values[key]) for key in SCORES}
         used, total = self.count.compute()
         results |= {"images": used, "excluded": 1 - used / total if total else float("nan")}
         for metric in (*self.metrics.values(), self.count):
