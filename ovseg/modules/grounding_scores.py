@@ -63,8 +63,8 @@ class GroundingScores(torch.nn.Module):
         """Return the scores, in percent, and forget what was added.
 
         Returns:
-            `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first three of each
-            control under its name, `images` scored and the share `excluded`.
+            `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first three of
+            each control under its name, `images` scored and the share `excluded`.
         """
         own = self.metrics["own"].compute()
         results = {key: float(own[key]) for key in SCORES}
