@@ -33,6 +33,7 @@ def test_training_resumes_where_it_stopped(tmp_path):
     _fit(tmp_path / "a", 40, more)
     assert more == list(range(30, 40))
     assert weights.shape == (1, 2)
+    assert (tmp_path / "a" / "line.png").stat().st_size > 1000  # the loss curve
 
 
 def test_schedule_warms_up_and_decays():

@@ -33,6 +33,19 @@ def save_atomic(state: dict, path: Path) -> None:
     os.replace(path.with_suffix(".tmp"), path)
 
 
+def plot_loss(log: Path) -> None:
+    """Draw the loss curve of a log as a PNG beside it."""
+    from matplotlib.figure import Figure
+
+    lines = [json.loads(line) for line in log.read_text(encoding="utf-8").splitlines()]
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axes = figure.add_subplot(xlabel="step", ylabel="loss (moving average)", title=log.stem)
+    curve = {line["step"]: line["loss"] for line in lines}  # a resumed step counts once
+    axes.plot(sorted(curve), [curve[step] for step in sorted(curve)])
+    axes.grid(alpha=0.3)
+    figure.savefig(log.with_suffix(".png"), dpi=120)
+
+
 class Optimizers:
     """AdamW; with ``muon``, Muon for every matrix and kernel between the first and last layers.
 
@@ -145,4 +158,5 @@ def train(
                 model.train()
         if start < steps:
             save(steps)
+    plot_loss(out / f"{name}.jsonl")
     return (average.module if average else model).eval()
