@@ -8,6 +8,7 @@ import torch
 from acme.segmenter import PixelSegmenter
 from toy_data import data_module, live_stream, quiet_trainer
 
+from ovseg.augment import Augmentation
 from ovseg.modules.segmentation import SegmentationModule
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -27,7 +28,8 @@ def by_loops(predictions, labels, class_id: int) -> float | None:
 def test_fit_then_test(tmp_path):
     torch.manual_seed(0)
     source = data()
-    model = SegmentationModule(PixelSegmenter, ADAM, vocabulary=source.vocabulary)
+    facts = {"vocabulary": source.vocabulary, "augment": Augmentation(shift=0.1)}
+    model = SegmentationModule(PixelSegmenter, ADAM, **facts)
     trainer = quiet_trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25)
     trainer.fit(model, source)
     assert {"train/loss", "val/miou_seen", "val/all/hiou"} <= set(trainer.callback_metrics)

@@ -8,6 +8,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
+from ovseg.augment import Augmentation
 from ovseg.metrics import SegmentationIoU
 from ovseg.modules.common import (
     by_class,
@@ -35,6 +36,7 @@ class SegmentationModule(LightningModule):
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the scheduler, stepped every training step.
         vocabulary: Linked from the data module.
+        augment: Random views of the training images; None trains on them as they are.
         background_in_mean: Count background's IoU among the seen classes.
         score_background: Score pixels whose truth is background; else they are ignored.
     """
@@ -45,12 +47,14 @@ class SegmentationModule(LightningModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         vocabulary: Vocabulary | None = None,
+        augment: Augmentation | None = None,
         background_in_mean: bool = False,
         score_background: bool = True,
     ) -> None:
         super().__init__()
         self.vocabulary = need_vocabulary(vocabulary)
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.augment = augment
         self.protocol = {
             "background_in_mean": background_in_mean,
             "score_background": score_background,
@@ -75,7 +79,10 @@ class SegmentationModule(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the segmenter's loss."""
-        loss = self.segmenter.loss(batch.images, batch.labels)
+        images, labels = batch.images, batch.labels
+        if self.augment is not None:
+            images, labels = self.augment(images, labels, self.global_step, self.global_rank)
+        loss = self.segmenter.loss(images, labels)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -90,7 +97,7 @@ class SegmentationModule(LightningModule):
         """Score a batch of a test stream."""
         self._score("test", batch, dataloader_idx)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of each image."""
         return self.segmenter(batch.images).argmax(dim=1)
 
