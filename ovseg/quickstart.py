@@ -18,7 +18,6 @@ from typing import Any
 
 import yaml
 
-from ovseg.report.numbers import COLUMNS
 from ovseg.steps import Step, StepFailed, run_steps, write_text
 from ovseg.vocabulary import Vocabulary
 
@@ -30,17 +29,6 @@ STAGES = (
     "4_segmenter",
     "4_supervised",
 )
-DATASETS = {
-    "train": "training images of seen classes",
-    "val_one_seen": "validation images, one object, seen",
-    "one_seen": "test images, one object, seen",
-    "one_unseen": "test images, one object, unseen",
-    "two_seen": "test images, two objects, both seen",
-    "two_mixed": "test images, two objects, one seen and one unseen",
-    "two_unseen": "test images, two objects, both unseen",
-}
-"""What stage 1 makes: the first by its own config, the others by a layer of `columns/` over it."""
-
 WRITTEN = "runs/clipart"
 """Where the shipped configs write to."""
 
@@ -50,7 +38,7 @@ LEAST |= dict.fromkeys(("max_steps", "T_max", "every_n_train_steps", "val_check_
 
 
 def config(name: str) -> Path:
-    """Return the path of a shipped clip-art config, e.g. "1_annotated" or "columns/one_seen"."""
+    """Return the path of a shipped clip-art config, e.g. "1_annotated"."""
     return Path(str(files("ovseg"))) / "clipart" / "configs" / f"{name}.yaml"
 
 
@@ -97,18 +85,9 @@ def plan(out: Path) -> list[Step]:
         return Step(name, title, stage, tuple(arguments), paths)
 
     start = "model__init_args__start"
-    steps = [
-        step(
-            f"1_annotated/{name}",
-            f"stage 1, {title}",
-            "predict",
-            "1_annotated",
-            *([f"columns/{name}"] if name != "train" else []),
-        )
-        for name, title in DATASETS.items()
-    ]
     attention, grounder = out / "2_attention" / "grounder", out / "2_grounding" / "grounder"
-    steps += [
+    steps = [
+        step("1_annotated", "stage 1, annotated images", "predict", "1_annotated"),
         step("2_grounding", "stage 2, training the grounding module", "fit", "2_grounding"),
         step("2_grounding/test", "stage 2, its test", "test", "2_grounding", **{start: grounder}),
         step("2_attention", "stage 2, the baseline's threshold", "validate", "2_attention"),
@@ -135,7 +114,7 @@ def plan(out: Path) -> list[Step]:
 
 def write_configs(out: Path, settings: dict) -> None:
     """Copy the shipped configs to ``out/configs`` with a run's settings filled in."""
-    for name in (*STAGES, *(f"columns/{c}" for c in (*COLUMNS, "val_one_seen"))):
+    for name in STAGES:
         path = out / "configs" / f"{name}.yaml"
         data = yaml.safe_load(config(name).read_text(encoding="utf-8"))
         write_text(path, yaml.safe_dump(fill(data, out, **settings), sort_keys=False))

@@ -101,7 +101,7 @@ def configure(path: Path, model: dict, callbacks: list[dict] = (), delay: float 
 def predict_config(folder: Path, delay: float = 0.0) -> Path:
     writer = named("ovseg.callbacks.shard_writer.ShardWriter", output=str(folder / "set"))
     module = named("ovseg.modules.dataset.DatasetModule")
-    return configure(folder / "predict.yaml", module, [writer], delay, predict=live(0))
+    return configure(folder / "predict.yaml", module, [writer], delay, predict={"data": live(0)})
 
 
 @pytest.fixture(scope="module")

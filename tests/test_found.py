@@ -12,7 +12,7 @@ from ovseg.vocabulary import Vocabulary
 
 @pytest.fixture(scope="module")
 def dataset(tmp_path_factory):
-    data = data_module(4, ToyBackbone(forget=0.4), predict=live_stream(20))
+    data = data_module(4, ToyBackbone(forget=0.4), predict={"data": live_stream(20)})
     return write_dataset(tmp_path_factory.mktemp("dataset"), data)
 
 
@@ -44,7 +44,7 @@ def test_limit_counts_what_is_left(dataset):
 
 
 def test_nothing_found_is_told(tmp_path):
-    data = data_module(4, ToyBackbone(forget=1.0), predict=live_stream(4))
+    data = data_module(4, ToyBackbone(forget=1.0), predict={"data": live_stream(4)})
     write_dataset(tmp_path, data)
     with pytest.raises(ValueError, match="in none of the 4 samples of .* find every name"):
         len(FoundStream(str(tmp_path)))

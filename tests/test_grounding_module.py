@@ -82,6 +82,19 @@ def test_test_from_the_folder_writes_results(trained, tmp_path):
     assert set(results["unseen"]["per_class"]) <= {"boat", "cat", "flower", "key", "umbrella"}
 
 
+def test_training_goes_on_from_the_folder(trained, tmp_path):
+    folder, model, _ = trained
+    source = data()
+    again = module(source, start=str(folder / "grounder"))
+    trainer = quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0)
+    trainer.fit(again, source)
+    before, after = (m.grounder.of_name.weight for m in (model, again))
+    step = (before - after).abs().max().item()
+    assert step == pytest.approx(0.03, rel=1e-3)  # Adam's first step, from where it was
+    trainer.test(again, source, verbose=False)
+    assert torch.equal(again.grounder.of_name.weight, after)
+
+
 def test_the_baseline_needs_no_fit(tmp_path):
     source = data()
     model = module(source, AttentionGrounder, output=str(tmp_path / "g"), calibrate=True)

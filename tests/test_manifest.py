@@ -13,7 +13,7 @@ REQUEST = {"config": {"seed": 0}, "environment": {"threads": 1}}
 
 
 def test_dataset_json(tmp_path):
-    data = data_module(predict=live_stream())
+    data = data_module(predict={"data": live_stream()})
     write_dataset(tmp_path, data)
     manifest = json.loads((tmp_path / "dataset.json").read_text())
     request = json.loads((tmp_path / "request.json").read_text())
@@ -38,13 +38,13 @@ def test_dataset_json(tmp_path):
 
 
 def test_counts(tmp_path):
-    data = data_module(predict=live_stream())
+    data = data_module(predict={"data": live_stream()})
     write_dataset(tmp_path, data)
     counts = json.loads((tmp_path / "dataset.json").read_text())["counts"]
     assert counts["samples"] == 10
     prompted, found, pairs, pairs_found = Counter(), Counter(), Counter(), Counter()
     for index in range(10):
-        batch = data.predict.complete(data.predict[[index]], data.backbone)
+        batch = data.predict["data"].complete(data.predict["data"][[index]], data.backbone)
         ids = [entity.class_id for entity in batch.requests[0].entities]
         flags = dict(zip(ids, batch.found[0].tolist(), strict=True))
         for class_id in ids:

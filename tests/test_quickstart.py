@@ -38,7 +38,7 @@ def strings(value):
 def test_copies_say_what_the_shipped_configs_say(tmp_path):
     write_configs(tmp_path, PLAIN)
     copies = sorted((tmp_path / "configs").rglob("*.yaml"))
-    assert len(copies) == 6 + 6
+    assert len(copies) == 6
     for copy in copies:
         name = copy.relative_to(tmp_path / "configs").with_suffix("").as_posix()
         text = config(name).read_text(encoding="utf-8")
@@ -46,15 +46,17 @@ def test_copies_say_what_the_shipped_configs_say(tmp_path):
 
 
 def test_shipped_sizes_are_those_of_the_protocol():
+    streams = read(config("1_annotated"))["data"]["init_args"]["predict"]
     for column in COLUMNS:
-        layer = read(config(f"columns/{column}"))["data"]["init_args"]["predict"]["init_args"]
+        layer = streams[column]["init_args"]
         test = read(config("2_grounding"))["data"]["init_args"]["test"][column]["init_args"]
         assert layer["size"] > test["limit"] == 200
         assert layer["annotator"]["init_args"]["classes"] == "all"
-    first = read(config("1_annotated"))["data"]["init_args"]["predict"]["init_args"]
+    first = streams["train"]["init_args"]
     assert first["annotator"]["init_args"]["classes"] == "seen"
+    assert streams["val_one_seen"]["init_args"]["annotator"]["init_args"]["classes"] == "seen"
     assert first["prompts"]["init_args"] == {"objects": {1: 1, 2: 1}, "classes": "seen"}
-    third = read(config("3_synthetic"))["data"]["init_args"]["predict"]["init_args"]
+    third = read(config("3_synthetic"))["data"]["init_args"]["predict"]["synthetic"]["init_args"]
     assert third["prompts"]["init_args"] == {"objects": {1: 1, 2: 3}, "classes": "all"}
     fourth = read(config("4_segmenter"))["data"]["init_args"]
     drawn = read(config("4_supervised"))["data"]["init_args"]["train"]["init_args"]
@@ -95,7 +97,7 @@ def test_fill_sets_what_a_run_is(tmp_path):
 
 def test_plan_runs_every_config_and_is_unique(tmp_path):
     steps = plan(tmp_path)
-    assert len({step.name for step in steps}) == len(steps) == 17
+    assert len({step.name for step in steps}) == len(steps) == 11
     verbs = [step.arguments[0] for step in steps]
     assert verbs[:7] == ["predict"] * 7
     assert verbs[7:] == "fit test validate test predict fit test fit test report".split()
@@ -179,7 +181,9 @@ def finished(tmp_path_factory):
     folders = ["1_annotated/train", "3_synthetic", *(f"1_annotated/{c}" for c in COLUMNS)]
     for seed, folder in enumerate(folders):
         stream = live_stream(8, seed=seed)
-        write_dataset(out / folder, data_module(4, ToyBackbone(forget=0.2), predict=stream))
+        write_dataset(
+            out / folder, data_module(4, ToyBackbone(forget=0.2), predict={"data": stream})
+        )
     for folder, results in (
         ("2_grounding", grounding_results(70.0)),
         ("2_attention", grounding_results(40.0)),

@@ -21,12 +21,12 @@ def read_tar(path):
 
 
 def test_members_of_a_shard(tmp_path):
-    data = data_module(predict=live_stream())
+    data = data_module(predict={"data": live_stream()})
     write_dataset(tmp_path, data, soft=True)
     members = {k: v for n in range(3) for k, v in read_tar(tmp_path / f"shard-{n:06d}.tar").items()}
     kinds = ["image.png", "instances.png", "json", "latent.npy", "mask.png", "soft.npy"]
     assert sorted(members) == [f"{i:08d}.{kind}" for i in range(10) for kind in kinds]
-    stream = data.predict
+    stream = data.predict["data"]
     # the batches of 3 inside shards of 4
     for indices in ([0, 1, 2], [3], [4, 5, 6], [7], [8, 9]):
         batch = stream.complete(stream[indices], data.backbone)
@@ -91,16 +91,16 @@ def test_a_complete_dataset_is_left_alone(tmp_path):
         def describe(self):
             return ToyBackbone().describe()
 
-    write_dataset(tmp_path, data_module(backbone=Broken(), predict=live_stream()))
+    write_dataset(tmp_path, data_module(backbone=Broken(), predict={"data": live_stream()}))
     assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
 
 
 def test_another_dataset_is_refused(tmp_path):
     write_dataset(tmp_path)
     with pytest.raises(ValueError, match=r"another dataset \(seed is 0 there, 1 here\)"):
-        write_dataset(tmp_path, data_module(predict=live_stream(seed=1)))
+        write_dataset(tmp_path, data_module(predict={"data": live_stream(seed=1)}))
     with pytest.raises(ValueError, match="batch_size is 3 there, 4 here"):
-        write_dataset(tmp_path, data_module(batch_size=16, predict=live_stream()))
+        write_dataset(tmp_path, data_module(batch_size=16, predict={"data": live_stream()}))
     with pytest.raises(ValueError, match="soft is False there, True here"):
         write_dataset(tmp_path, soft=True)
 
@@ -112,7 +112,7 @@ def test_output_that_cannot_be_written(tmp_path):
         def sample(self, requests):
             raise AssertionError("it must fail before anything is sampled")
 
-    data = data_module(backbone=Broken(), predict=live_stream())
+    data = data_module(backbone=Broken(), predict={"data": live_stream()})
     with pytest.raises(PermissionError, match="cannot write the dataset to .*choose another"):
         write_dataset(tmp_path / "file" / "out", data)
 
@@ -121,7 +121,9 @@ def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
     trainer = quiet_trainer(
         tmp_path, callbacks=[ShardWriter(str(tmp_path / "out"))], limit_predict_batches=3
     )
-    trainer.predict(DatasetModule(), data_module(predict=live_stream()), return_predictions=False)
+    trainer.predict(
+        DatasetModule(), data_module(predict={"data": live_stream()}), return_predictions=False
+    )
     names = ["request.json", "shard-000000.tar", "shard-000001.tar.tmp"]
     assert sorted(contents(tmp_path / "out")) == names
     whole = write_dataset(tmp_path / "whole")
@@ -131,7 +133,7 @@ def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
 def test_threads_are_fixed_and_recorded(tmp_path):
     before = torch.get_num_threads()
     try:
-        write_dataset(tmp_path, data_module(predict=live_stream(), threads=2))
+        write_dataset(tmp_path, data_module(predict={"data": live_stream()}, threads=2))
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)
@@ -141,9 +143,26 @@ def test_threads_are_fixed_and_recorded(tmp_path):
 
 
 def test_only_consecutive_batches_of_a_shard_are_written(tmp_path):
-    data = data_module(predict=live_stream())
+    data = data_module(predict={"data": live_stream()})
     writer = ShardWriter(str(tmp_path))
-    data.predict.bind(data.vocabulary)
-    batch = data.predict.complete(data.predict[[1, 2]], data.backbone)
+    data.predict["data"].bind(data.vocabulary)
+    batch = data.predict["data"].complete(data.predict["data"][[1, 2]], data.backbone)
     with pytest.raises(ValueError, match="not the next part of a shard"):
         writer.on_predict_batch_end(None, None, batch, batch, 0)
+
+
+def test_several_streams_go_to_folders_of_their_own(tmp_path):
+    """Each as if it had been written alone."""
+    streams = {"few": live_stream(3), "more": live_stream(6, seed=5)}
+    trainer = quiet_trainer(tmp_path, callbacks=[ShardWriter(str(tmp_path / "{name}"))])
+    trainer.predict(DatasetModule(), data_module(predict=streams), return_predictions=False)
+    alone = write_dataset(tmp_path / "alone", data_module(predict={"data": live_stream(6, seed=5)}))
+    assert contents(tmp_path / "more") == contents(alone)
+    assert len(list((tmp_path / "few").glob("*.tar"))) == 1
+
+
+def test_several_streams_need_a_place_for_their_name(tmp_path):
+    streams = {"few": live_stream(3), "more": live_stream(6)}
+    trainer = quiet_trainer(tmp_path, callbacks=[ShardWriter(str(tmp_path / "one"))])
+    with pytest.raises(ValueError, match="must hold {name} to keep 2 streams apart"):
+        trainer.predict(DatasetModule(), data_module(predict=streams), return_predictions=False)

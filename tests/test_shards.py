@@ -31,7 +31,7 @@ def open_stream(folder, **arguments):
 
 def test_any_batch_equals_the_live_one(dataset):
     stored, backbone = open_stream(dataset), ToyBackbone(forget=0.2)
-    live = data_module(predict=live_stream()).predict
+    live = data_module(predict={"data": live_stream()}).predict["data"]
     live.bind(stored.vocabulary)
     assert len(stored) == 10
     for positions in ([0, 1, 2], [9, 0, 5, 4], [8]):
@@ -50,9 +50,9 @@ def test_any_batch_equals_the_live_one(dataset):
 def test_a_diffusion_model_gives_its_features_again(tiny_pipeline, tmp_path):
     taps = ["down_blocks.1", "mid_block", "up_blocks.2"]
     backbone = UNetBackbone(tiny_pipeline, taps, steps=3, tap_steps=(1, 2), both_branches=True)
-    data = data_module(backbone=backbone, predict=live_stream(5))
+    data = data_module(backbone=backbone, predict={"data": live_stream(5)})
     write_dataset(tmp_path, data)
-    stored, live = open_stream(tmp_path), data.predict
+    stored, live = open_stream(tmp_path), data.predict["data"]
     positions = [4]  # a batch of its own when it was written, and no other shares its shard
     with torch.no_grad():
         expected = live.complete(live[positions], backbone)

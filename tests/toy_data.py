@@ -43,7 +43,7 @@ def quiet_trainer(folder: Path, **arguments) -> Trainer:
 
 def write_dataset(folder: Path, data: SyntheticDataModule | None = None, soft=False) -> Path:
     """Run `predict` in this process; ten samples in three shards by default."""
-    data = data or data_module(predict=live_stream())
+    data = data or data_module(predict={"data": live_stream()})
     trainer = quiet_trainer(folder, callbacks=[ShardWriter(str(folder), soft)])
     trainer.predict(DatasetModule(), data, return_predictions=False)
     return folder

@@ -16,20 +16,22 @@ from ovseg.structures import IGNORE, Batch
 
 
 class ShardWriter(Callback):
-    """Write the predict stream of a `SyntheticDataModule` to a folder of WebDataset tars.
+    """Write the predict streams of a `SyntheticDataModule` to folders of WebDataset tars.
 
     A shard is written as ``.tmp`` and renamed when it is complete, so a file under its final name
     is done; only the others are made. `dataset.json` is written when none is missing. Bytes do not
     depend on the number of processes, on their order or on interruptions.
 
     Args:
-        output: Folder of the dataset. Another dataset in it is refused.
+        output: Folder of the dataset; with several streams ``{name}`` in it stands for the name of
+            the stream. Another dataset in the folder is refused.
         soft: Store the annotator's soft masks too, at feature size.
     """
 
     def __init__(self, output: str, soft: bool = False) -> None:
-        self.output = Path(output)
+        self.output = output
         self.soft = soft
+        self._folders: list[Path] = []
         self._tar: _Shard | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
@@ -49,20 +51,34 @@ class ShardWriter(Callback):
                 f"a mask of uint8 holds {IGNORE - 1} classes, vocabulary "
                 f"{data.vocabulary.name!r} has {data.vocabulary.num_classes - 1}"
             )
+        if len(data.predict) > 1 and "{name}" not in self.output:
+            raise ValueError(
+                f"output must hold {{name}} to keep {len(data.predict)} streams apart, got "
+                f"{self.output!r}: write e.g. {self.output}/{{name}}"
+            )
+        self._folders = [Path(self.output.replace("{name}", name)) for name in data.predict]
         pending = error = None
         if trainer.is_global_zero:
-            request = data.describe()
-            request["config"]["soft"] = self.soft
             try:
-                pending = prepare(self.output, request, data.predict.num_shards)
+                pending = self._prepare(data)
             except (ValueError, PermissionError) as raised:
                 error = raised
         pending, error = trainer.strategy.broadcast((pending, error))
         if error is not None:  # on every rank, so that none waits for the others
             raise error
         data.pending = pending
-        if not pending:
-            trainer.print(f"{self.output} has all its shards: nothing to generate")
+        for folder, shards in zip(self._folders, pending.values(), strict=True):
+            if not shards:
+                trainer.print(f"{folder} has all its shards: nothing to generate")
+
+    def _prepare(self, data: SyntheticDataModule) -> dict[str, list[int]]:
+        """Return the pending shards of each stream."""
+        pending = {}
+        for folder, (name, stream) in zip(self._folders, data.predict.items(), strict=True):
+            request = data.describe(name)
+            request["config"]["soft"] = self.soft
+            pending[name] = prepare(folder, request, stream.num_shards)
+        return pending
 
     def on_predict_batch_end(
         self,
@@ -87,7 +103,7 @@ class ShardWriter(Callback):
                 "loader must be that of SyntheticDataModule"
             )
         if place.first:
-            self._tar = _Shard(self.output / shard_name(place.shard))
+            self._tar = _Shard(self._folders[dataloader_idx] / shard_name(place.shard))
         size = None
         if self.soft:  # that of the finest tap
             stride = min(tap.stride for tap in trainer.datamodule.feature_spec.taps.values())
@@ -103,8 +119,9 @@ class ShardWriter(Callback):
         trainer.strategy.barrier("all shards are written")
         if trainer.is_global_zero:
             data = trainer.datamodule
-            if not finish(self.output, data.predict.num_shards, data.vocabulary):
-                trainer.print(f"{self.output} lacks some shards: run `predict` again")
+            for folder, stream in zip(self._folders, data.predict.values(), strict=True):
+                if not finish(folder, stream.num_shards, data.vocabulary):
+                    trainer.print(f"{folder} lacks some shards: run `predict` again")
         trainer.strategy.barrier("the dataset is described")
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:

@@ -38,7 +38,7 @@ class SyntheticDataModule(LightningDataModule):
         train: Stream of `fit`.
         val: Named streams of validation.
         test: Named streams of `test`, scored apart.
-        predict: Stream that `predict` writes.
+        predict: Named streams that `predict` writes.
         num_workers: Processes per loader.
         seed: Seed of the training order.
         threads: Threads of torch per process; None leaves torch's own number. The last bits of a
@@ -57,7 +57,7 @@ class SyntheticDataModule(LightningDataModule):
         train: Stream | None = None,
         val: dict[str, Stream] | None = None,
         test: dict[str, Stream] | None = None,
-        predict: LiveStream | None = None,
+        predict: dict[str, LiveStream] | None = None,
         num_workers: int = 0,
         seed: int = 0,
         threads: int | None = None,
@@ -71,12 +71,12 @@ class SyntheticDataModule(LightningDataModule):
         self._vocabulary = Vocabulary.load(vocabulary, str(split))
         self.batch_size = batch_size
         self.backbone = backbone
-        self.train, self.val, self.test, self.predict = train, val or {}, test or {}, predict
+        self.train, self.val, self.test, self.predict = train, val or {}, test or {}, predict or {}
         self.num_workers = num_workers
         self.seed = seed
         self.threads = threads
-        self.pending: Sequence[int] | None = None
-        """Shards that `predict` is to make; None for all (a shard writer sets it)."""
+        self.pending: dict[str, Sequence[int]] = {}
+        """Shards of each stream that `predict` is to make; by default all (a writer sets it)."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -125,25 +125,26 @@ class SyntheticDataModule(LightningDataModule):
         """Return one loader per test stream, in order."""
         return self._test_loaders(self.test, even=False)
 
-    def predict_dataloader(self) -> DataLoader:
-        """Return the batches of the pending shards."""
-        stream = self.predict
-        pending = range(stream.num_shards) if self.pending is None else self.pending
-        sampler = ShardSampler(stream, self.batch_size, stream.shard_size, pending, *self._place())
-        return self._loader(stream, sampler)
+    def predict_dataloader(self) -> list[DataLoader]:
+        """Return the batches of the pending shards, one loader per stream, in order."""
+        return [self._shard_loader(name, stream) for name, stream in self.predict.items()]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Complete a batch on the device."""
         with torch.no_grad():
             return self._source(dataloader_idx).complete(batch, self.backbone)
 
-    def describe(self) -> dict:
-        """Return what decides every byte of the dataset that `predict` writes, JSON-ready.
+    def describe(self, name: str) -> dict:
+        """Return what decides every byte of the dataset that `predict` writes of one stream.
+
+        Args:
+            name: The stream's name.
 
         Returns:
-            ``config`` (the same for everybody) and ``environment`` (device, threads, versions).
+            JSON-ready ``config`` (the same for everybody) and ``environment`` (device, threads,
+            versions).
         """
-        stream, vocabulary = self.predict, self.vocabulary
+        stream, vocabulary = self.predict[name], self.vocabulary
         facts = stream.describe()
         config = {
             "format": 1,
@@ -170,10 +171,8 @@ class SyntheticDataModule(LightningDataModule):
     def _streams(self, stage: str) -> list[Stream]:
         if stage == "fit":
             needed, streams = "train", [self.train, *self.val.values()]
-        elif stage == "predict":
-            needed, streams = "predict", [self.predict]
         else:
-            needed = "val" if stage == "validate" else "test"
+            needed = "val" if stage == "validate" else stage
             streams = list(getattr(self, needed).values()) or [None]
         if streams[0] is None:
             raise ValueError(f"`{stage}` needs a stream: set data.{needed}")
@@ -184,9 +183,8 @@ class SyntheticDataModule(LightningDataModule):
         trainer = self.trainer
         if trainer.training:
             return self.train
-        if trainer.predicting:
-            return self.predict
-        return list((self.test if trainer.testing else self.val).values())[dataloader_idx]
+        named = self.predict if trainer.predicting else self.test if trainer.testing else self.val
+        return list(named.values())[dataloader_idx]
 
     def _place(self) -> tuple[int, int]:
         return self.trainer.global_rank, self.trainer.world_size
@@ -194,6 +192,11 @@ class SyntheticDataModule(LightningDataModule):
     def _test_loaders(self, streams: dict[str, Stream], even: bool) -> list[DataLoader]:
         samplers = (TestSampler(s, self.batch_size, even, *self._place()) for s in streams.values())
         return [self._loader(sampler.dataset, sampler) for sampler in samplers]
+
+    def _shard_loader(self, name: str, stream: LiveStream) -> DataLoader:
+        pending = self.pending.get(name, range(stream.num_shards))
+        sampler = ShardSampler(stream, self.batch_size, stream.shard_size, pending, *self._place())
+        return self._loader(stream, sampler)
 
     def _loader(self, stream: Stream, sampler: BatchSampler) -> DataLoader:
         return DataLoader(stream, batch_size=None, sampler=sampler, num_workers=self.num_workers)

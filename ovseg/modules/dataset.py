@@ -19,6 +19,6 @@ class DatasetModule(LightningModule):
         super().__init__()
         self.vocabulary = vocabulary
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Batch:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Batch:
         """Return the batch: the DataModule has sampled and annotated it."""
         return batch

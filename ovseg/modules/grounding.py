@@ -94,7 +94,7 @@ class GroundingModule(LightningModule):
                     f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
                     f"{type(self.grounder).__name__}: name the same class"
                 )
-            self.grounder = loaded
+            self.grounder, self.start = loaded, None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
             check_output(self.output)
 
@@ -130,7 +130,7 @@ class GroundingModule(LightningModule):
         scores.update(self(batch), batch, self.grounder.threshold)
         scores.update_controls(batch)
 
-    def predict_step(self, batch: Batch, batch_idx: int) -> Tensor:
+    def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of the names of each image."""
         entities = batch.entities
         threshold = self.grounder.threshold
