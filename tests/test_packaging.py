@@ -142,7 +142,7 @@ def test_quickstart_from_the_installed_wheel_survives_kills(installed, tmp_path)
     kill_when(lambda: any(models.glob("*.ckpt")), installed, tmp_path, command)
     assert not (out / "2_grounding" / "grounder").exists()
     text = run(installed, tmp_path, *command, timeout=1500)
-    assert "stage 1, training images of seen classes: done" in text
+    assert "stage 1, annotated images: done" in text
     assert "--ckpt_path" not in text and "stage 2, training the grounding module" in text
     report = json.loads((out / "report.json").read_text())
     assert set(report) == {
