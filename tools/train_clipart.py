@@ -2,7 +2,8 @@
 
     python tools/train_clipart.py text autoencoder unet annotator --out runs/clipart
 
-Each stage resumes from its checkpoint in OUT; `export` copies the result, in half precision, to
+Each stage resumes from its checkpoint in OUT, the U-Net also from a pipeline in OUT/pipeline (say,
+a copy of the shipped one); `export` copies the result, in half precision, to
 where the package reads it. Loss curves and sample sheets are PNGs in OUT.
 """
 

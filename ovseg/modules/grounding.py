@@ -94,7 +94,8 @@ class GroundingModule(LightningModule):
                     f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
                     f"{type(self.grounder).__name__}: name the same class"
                 )
-            self.grounder, self.start = loaded, None  # `test` after `fit` keeps what was learnt
+            self.grounder = loaded.train()  # the loader gives it in eval mode
+            self.start = None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
             check_output(self.output)
 

@@ -108,14 +108,16 @@ def sheet(pipeline: StableDiffusionPipeline, path: Path, steps: int = 12) -> Non
 def train_unet(
     folder: Path, out: Path, seed: int, device: str, steps: int = 6000, batch: int = 32
 ) -> None:
-    """Train and save ``folder`` as a StableDiffusionPipeline."""
+    """Train and save ``folder`` as a StableDiffusionPipeline, going on from a U-Net in it."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
     pool = latent_pool(vae, out, seed, POOL, device)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval()
     noise = DDPMScheduler(**NOISE)
     torch.manual_seed(seed)
-    unet = build_unet().to(device)
+    trained = (folder / "unet").is_dir()  # an earlier result is the start
+    unet = UNet2DConditionModel.from_pretrained(folder / "unet") if trained else build_unet()
+    unet.to(device)
 
     def loss(step: int) -> Tensor:
         r = rng(seed + 301, step)
