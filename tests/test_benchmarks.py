@@ -37,18 +37,21 @@ def test_the_literal_form_is_the_same_function(benchmark):
     rows = [(8, stride) for _, stride in fusion_head.TABLE]
     spec = FeatureSpec(dict(zip(SD1_TAPS, rows, strict=True)), branches=2)
     features, entities, target = fusion_head.inputs(spec, 2, 2, 128, "cpu")
+    features.maps = {tap: values.double() for tap, values in features.maps.items()}
+    entities.text, target = entities.text.double(), target.double()
     torch.manual_seed(0)
-    ours, literal = FusionGrounder(spec, 768), literal_fusion.LiteralFusion(spec)
+    ours = FusionGrounder(spec, 768).double()
+    literal = literal_fusion.LiteralFusion(spec).double()
     literal_fusion.copy_weights(ours, literal)
     counts = [sum(p.numel() for p in head.parameters()) for head in (ours, literal)]
     assert counts[0] == counts[1]
     torch.testing.assert_close(
-        ours(features, entities), literal(features, entities), atol=1e-4, rtol=1e-3
+        ours(features, entities), literal(features, entities), atol=1e-8, rtol=1e-6
     )
     for head in (ours, literal):
         fusion_head.step(head, features, entities, target)
     torch.testing.assert_close(
-        ours.projections[0].weight.grad, literal.low_conv.weight.grad, atol=1e-5, rtol=1e-2
+        ours.projections[0].weight.grad, literal.low_conv.weight.grad, atol=1e-8, rtol=1e-6
     )
 
 

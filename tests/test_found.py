@@ -6,6 +6,7 @@ from acme.backbone import ToyBackbone
 from toy_data import data_module, live_stream, write_dataset
 
 from ovseg.data.found import FoundStream
+from ovseg.data.samplers import TestSampler, TrainSampler
 from ovseg.data.shards import ShardStream
 from ovseg.vocabulary import Vocabulary
 
@@ -43,8 +44,11 @@ def test_limit_counts_what_is_left(dataset):
         FoundStream(str(dataset), limit=0)
 
 
-def test_nothing_found_is_told(tmp_path):
+def test_nothing_found_leaves_nothing(tmp_path):
     data = data_module(4, ToyBackbone(forget=1.0), predict={"data": live_stream(4)})
     write_dataset(tmp_path, data)
-    with pytest.raises(ValueError, match="in none of the 4 samples of .* find every name"):
-        len(FoundStream(str(tmp_path)))
+    empty = bound(FoundStream(str(tmp_path)))
+    assert len(empty) == 0 and empty.excluded == 1.0
+    assert list(TestSampler(empty, 4)) == []
+    with pytest.raises(ValueError, match="0 training samples give no batch of 4"):
+        TrainSampler(empty, 4, seed=0)

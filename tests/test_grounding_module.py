@@ -7,8 +7,9 @@ import pytest
 import torch
 from acme.backbone import ToyBackbone
 from acme.grounder import NearnessGrounder
-from toy_data import data_module, live_stream, quiet_trainer
+from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
+from ovseg.data.found import FoundStream
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.folder import load_grounder, read_config
 from ovseg.modules.grounding import GroundingModule
@@ -134,3 +135,18 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
         GroundingModule(NearnessGrounder, ADAM, feature_spec=source.feature_spec, text_width=8)
     with pytest.raises(ValueError, match="dice and negatives"):
         module(source, dice=-1.0)
+
+
+# Lightning's warning of an empty loader is what the user should read here
+@pytest.mark.filterwarnings("ignore:Total length of `DataLoader` across ranks is zero")
+def test_a_column_in_which_nothing_was_found_has_no_score(trained, tmp_path):
+    folder, _, _ = trained
+    shards = {"data": live_stream(4)}
+    write_dataset(tmp_path / "none", data_module(4, ToyBackbone(forget=1.0), predict=shards))
+    streams = {"none": FoundStream(str(tmp_path / "none")), "seen": live_stream(8, "seen", seed=2)}
+    source = data(test=streams, backbone=ToyBackbone())
+    model = module(source, start=str(folder / "grounder"))
+    quiet_trainer(tmp_path).test(model, source, verbose=False)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["none"]["images"] == 0 and results["none"]["miou"] is None
+    assert results["seen"]["images"] == 8 and results["seen"]["miou"] > 0

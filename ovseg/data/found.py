@@ -12,7 +12,8 @@ class FoundStream(ShardStream):
     """The samples of a folder of shards in which every prompted name was found.
 
     A test set without them would score images that do not show what was asked for; a training set
-    would call a missing object background.
+    would call a missing object background. There may be none: `test` then has no score for the
+    stream, `fit` refuses it.
 
     Args:
         path: Folder that `predict` wrote.
@@ -30,11 +31,7 @@ class FoundStream(ShardStream):
 
     @cached_property
     def positions(self) -> list[int]:
-        """Positions in the folder of all samples in which every name was found.
-
-        Raises:
-            ValueError: If there are none.
-        """
+        """Positions in the folder of all samples in which every name was found."""
         kept, position = [], 0
         for name, facts in self.manifest["shards"].items():
             data = (self.folder / name).read_bytes()
@@ -43,11 +40,6 @@ class FoundStream(ShardStream):
                 _, found, _, _ = decode_facts(data[offset : offset + size])
                 kept += [position] * all(found)
                 position += 1
-        if not kept:
-            raise ValueError(
-                f"in none of the {position} samples of {self.folder} did the annotator find every "
-                "name: look at them, or ask for easier prompts"
-            )
         return kept
 
     @property

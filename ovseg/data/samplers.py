@@ -118,7 +118,7 @@ class TestSampler(BatchSampler):
         world: Number of processes.
 
     Raises:
-        ValueError: If a rank would get nothing.
+        ValueError: If one rank would get nothing and another something.
     """
 
     __test__ = False  # not a test case, whatever pytest thinks of the name
@@ -128,12 +128,13 @@ class TestSampler(BatchSampler):
     ) -> None:
         size = len(stream)
         table = even_batches if even else whole_batches
-        if not size or (size < world if even else size <= (world - 1) * batch_size):
+        if size and (size < world if even else size <= (world - 1) * batch_size):
             raise ValueError(
                 f"{size} samples in batches of {batch_size} leave one of {world} processes without "
                 "any: take a smaller data.batch_size, fewer devices or more samples"
             )
-        super().__init__(stream, table(size, batch_size, rank, world), rank, world)
+        batches = table(size, batch_size, rank, world) if size else []
+        super().__init__(stream, batches, rank, world)
 
 
 class TrainSampler(DistributedSampler):

@@ -66,6 +66,8 @@ class GroundingScores(torch.nn.Module):
             `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first three of
             each control under its name, `images` scored and the share `excluded`.
         """
+        if not self.count.update_called:  # an empty stream: every score is nan, none is missing
+            self._add_nothing()
         own = self.metrics["own"].compute()
         results = {key: float(own[key]) for key in SCORES}
         results["per_class"] = by_class(own["per_class"][0], self.vocabulary)
@@ -78,6 +80,13 @@ class GroundingScores(torch.nn.Module):
         for metric in (*self.metrics.values(), self.count):
             metric.reset()
         return results
+
+    def _add_nothing(self) -> None:
+        """Count an update without images, which torchmetrics otherwise warns of."""
+        masks = torch.zeros(0, 1, 1, 1, device=self.count.device)
+        ids = torch.zeros(0, 1, dtype=torch.long, device=self.count.device)
+        self.count.update(0, 0)
+        self.metrics["own"].update(masks, masks, masks.bool(), ids, ids.bool())
 
 
 class Cut(GroundingIoU):
