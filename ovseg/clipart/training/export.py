@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from importlib.resources import files
 from pathlib import Path
@@ -17,6 +18,13 @@ def _halve(path: Path) -> None:
     save_file(half, path, metadata={"format": "pt"})
 
 
+def _forget_origin(path: Path) -> None:
+    """Drop the folder that a configuration was loaded from."""
+    config = json.loads(path.read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+
 def export(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:
     """Replace the package's weights by those of a training folder, as float16 safetensors.
 
@@ -30,6 +38,9 @@ def export(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:
         pipeline.to(dtype=torch.float16).save_pretrained(
             weights / "pipeline", safe_serialization=True
         )
+        for path in (weights / "pipeline").rglob("*.json"):
+            if path.parent.name != "tokenizer":
+                _forget_origin(path)
     for name in ("annotator", "grounder"):
         if (out / name / "config.json").is_file():
             shutil.rmtree(weights / name, ignore_errors=True)
