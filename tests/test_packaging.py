@@ -143,7 +143,7 @@ def test_quickstart_from_the_installed_wheel_survives_kills(installed, tmp_path)
     assert not (out / "2_grounding" / "grounder").exists()
     text = run(installed, tmp_path, *command, timeout=1500)
     assert "stage 1, annotated images: done" in text
-    assert "--ckpt_path" not in text and "stage 2, training the grounding module" in text
+    assert "stage 2, training the grounding module\n" in text  # killed, so not done
     report = json.loads((out / "report.json").read_text())
     assert set(report) == {
         *("split", "seen", "unseen", "grounding", "choice", "segmentation", "labels_of_stage_3"),
