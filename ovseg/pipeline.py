@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from pkgutil import resolve_name
 
 import numpy as np
 import torch
@@ -188,9 +188,8 @@ def _build_backbone(config: dict, source: str | Path) -> DiffusionBackbone:
         raise ValueError(
             f"the grounder in {source} does not say how to build its backbone; pass backbone=..."
         )
-    module, _, name = facts["class_path"].rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        kind = resolve_name(facts["class_path"])
     except (ImportError, AttributeError, ValueError):
         raise ValueError(
             f"the backbone {facts['class_path']} of {source} cannot be imported; pass backbone=..."

@@ -67,7 +67,7 @@ def test_it_knows_every_name_and_says_what_it_was_trained_on(annotator):
 
 
 def test_another_vocabulary_keeps_the_names_it_was_trained_on(annotator):
-    annotator.bind(Vocabulary.load("voc"))
+    annotator.bind(Vocabulary.load("voc", "zs3"))
     voc = annotator.vocabulary
     assert [voc[i].name for i in annotator.describe()["trained_on"]] == [
         "bird",
@@ -94,3 +94,12 @@ def test_refusals(annotator, backbone, sample, tiny_pipeline):
 def test_always_in_eval_mode_and_frozen(annotator):
     annotator.train()
     assert not annotator.grounder.training
+
+
+def test_a_split_whose_unseen_classes_it_was_trained_on_is_refused(annotator):
+    other = Vocabulary.load("clipart", "2")
+    known = {VOCABULARY[i].name for i in VOCABULARY.seen} & {other[i].name for i in other.unseen}
+    with pytest.raises(ValueError, match="which split 2 of clipart calls unseen") as caught:
+        annotator.bind(other)
+    assert known and all(name in str(caught.value) for name in known)
+    annotator.bind(VOCABULARY)

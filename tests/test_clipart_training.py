@@ -50,3 +50,54 @@ def test_tokenizer_keeps_every_noun_whole_and_knows_every_byte(tmp_path):
     assert tokenizer.eos_token_id not in ids[:-1]
     longest = max(len(tokenizer(text).input_ids) for text in corpus(0, 500))
     assert longest <= MAX_LENGTH
+
+
+def test_whitening_makes_latents_white_and_changes_no_picture():
+    from diffusers import AutoencoderKL
+
+    from ovseg.clipart.training.autoencoder import whiten
+
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)}
+    vae = AutoencoderKL(**blocks, block_out_channels=(8,), norm_num_groups=4, latent_channels=3)
+    vae.double().eval()
+    x = torch.rand(4, 3, 16, 16, dtype=torch.float64) * 2 - 1
+    with torch.no_grad():
+        before = vae.encode(x).latent_dist.mode()
+        picture = vae.decode(before).sample
+        whiten(vae, before)
+        after = vae.encode(x).latent_dist.mode()
+        again = vae.decode(after).sample
+    values = after.movedim(1, 0).flatten(1)
+    assert torch.allclose(values.mean(1), torch.zeros(3).double(), atol=1e-6)
+    assert torch.allclose(torch.cov(values), torch.eye(3).double(), atol=1e-5)
+    assert torch.allclose(again, picture, atol=1e-5)
+
+
+def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
+    """Each takes every second batch and the gradients are averaged."""
+    import subprocess
+    import sys
+
+    script = tmp_path / "fit.py"
+    script.write_text(
+        "import sys, torch\n"
+        "from pathlib import Path\n"
+        "from ovseg.clipart.training.loop import train\n"
+        "batches = int(sys.argv[2])\n"
+        "model = torch.nn.Linear(2, 3)\n"
+        "torch.nn.init.ones_(model.weight), torch.nn.init.zeros_(model.bias)\n"
+        "def loss(step):\n"
+        "    total = 0\n"
+        "    for n in range(step * batches, (step + 1) * batches):\n"
+        "        x = torch.randn(4, 2, generator=torch.Generator().manual_seed(n))\n"
+        "        total = total + (model(x) - x.sum(1, keepdim=True)).square().mean() / batches\n"
+        "    return total\n"
+        "train('m', model, loss, steps=5, lr=0.1, out=Path(sys.argv[1]), warmup=1, muon=True)\n"
+    )
+    both, one = tmp_path / "both", tmp_path / "one"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
+    subprocess.run([*launch, script, both, "1"], check=True)
+    subprocess.run([sys.executable, script, one, "2"], check=True)
+    states = [torch.load(folder / "m.pt", weights_only=True)["model"] for folder in (both, one)]
+    assert all(torch.allclose(states[0][k], states[1][k], atol=1e-6) for k in states[0])

@@ -17,6 +17,7 @@ from ovseg.grounders.folder import (
     read_config,
 )
 from ovseg.structures import Annotation, DiffusionSample
+from ovseg.vocabulary import Vocabulary
 
 
 class GrounderAnnotator(Annotator):
@@ -35,6 +36,24 @@ class GrounderAnnotator(Annotator):
         self.folder = folder
         self.config = read_config(folder)
         self.grounder = load_grounder(folder).requires_grad_(False)
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Take the classes of a vocabulary.
+
+        Raises:
+            ValueError: If the grounder was trained with masks of a class that is unseen there.
+        """
+        super().bind(vocabulary)
+        unseen = {vocabulary[i].name for i in vocabulary.unseen}
+        if known := sorted(unseen & self._trained_on()):
+            raise ValueError(
+                f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, which "
+                f"split {vocabulary.split} of {vocabulary.name} calls unseen: train one on this "
+                "split, or choose the grounder's own"
+            )
+
+    def _trained_on(self) -> set[str]:
+        return set((self.config.get("vocabulary") or {}).get("seen", ()))
 
     def train(self, mode: bool = True) -> GrounderAnnotator:
         """Stay in eval mode whatever is asked for."""
@@ -74,7 +93,7 @@ class GrounderAnnotator(Annotator):
         ``requested_classes`` are all, for a grounder knows every name; ``trained_on`` are those
         of the bound vocabulary whose masks it has been trained with.
         """
-        seen = set((self.config.get("vocabulary") or {}).get("seen", ()))
+        seen = self._trained_on()
         return {
             "requested_classes": list(self.vocabulary.select("all")),
             "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],

@@ -7,10 +7,10 @@ classes) and ``model.safetensors``. The shipped one, "clipart", was trained on d
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 
 import torch
 from safetensors.torch import load_file, save_file
@@ -181,8 +181,7 @@ def load_annotator(folder: str) -> tuple[Segmenter, list[str], str]:
 
 
 def _instantiate(class_path: str, init_args: dict) -> Segmenter:
-    module, _, name = class_path.rpartition(".")
-    kind = getattr(importlib.import_module(module), name)
+    kind = resolve_name(class_path)
     if not (isinstance(kind, type) and issubclass(kind, Segmenter)):
         raise ValueError(f"{class_path} is no Segmenter")
     return kind(**init_args)

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import inspect
 import warnings
 from collections.abc import Sequence
+from pkgutil import resolve_name
 from typing import Any
 
 import torch
@@ -34,11 +34,12 @@ def build_scheduler(
         raise ValueError(
             f"scheduler must be a dict with class_path and init_args, got the keys {list(chosen)}"
         )
-    module, _, name = str(chosen["class_path"]).rpartition(".")
+    path = str(chosen["class_path"])
+    name = path.rpartition(".")[2]
     try:
-        kind = getattr(importlib.import_module(module or "diffusers"), name)
-    except (ImportError, AttributeError):
-        raise ValueError(f"no scheduler class {chosen['class_path']!r}") from None
+        kind = resolve_name(path if "." in path else f"diffusers.{path}")
+    except (ImportError, AttributeError, ValueError):
+        raise ValueError(f"no scheduler class {path!r}") from None
     options = dict(chosen.get("init_args") or {})
     if not hasattr(kind, "set_timesteps"):
         raise ValueError(f"{chosen['class_path']!r} is no scheduler: it has no set_timesteps")

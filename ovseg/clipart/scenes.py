@@ -26,20 +26,8 @@ COLORS = {
     "black": (30, 30, 35),
     "white": (245, 245, 240),
 }
-HARMONIES = {  # an object's main colour brings the colours of its other parts
-    "red": ("yellow", "blue"),
-    "orange": ("purple", "white"),
-    "yellow": ("red", "black"),
-    "green": ("brown", "yellow"),
-    "blue": ("white", "orange"),
-    "purple": ("pink", "green"),
-    "pink": ("red", "brown"),
-    "brown": ("orange", "green"),
-    "black": ("white", "red"),
-    "white": ("green", "purple"),
-}
 TEXTURES = ("plain", "gradient", "striped", "checked")
-CONTRAST = 70  # largest channel difference between an object's and the background's colours
+CONTRAST = (70, 45, 45)  # least difference of a slot's colour to the background, in any channel
 
 
 @dataclass(frozen=True)
@@ -102,17 +90,30 @@ def rng(seed: int, index: int) -> np.random.Generator:
     return np.random.Generator(np.random.Philox(key=[seed & (2**63 - 1), index]))
 
 
-def _jitter(r: np.random.Generator, rgb: tuple[int, int, int], amount: int = 10) -> tuple:
+def _jitter(r: np.random.Generator, rgb: tuple[int, int, int], amount: int = 6) -> tuple:
     noise = r.integers(-amount, amount + 1, 3)
     return tuple(int(v) for v in np.clip(np.array(rgb) + noise, 0, 255))
 
 
-def _far(a, b) -> bool:
-    return max(abs(int(x) - int(y)) for x, y in zip(a, b, strict=True)) >= CONTRAST
+def _distance(a: tuple, b: tuple) -> int:
+    return max(abs(x - y) for x, y in zip(a, b, strict=True))
+
+
+def _mix(rgb: tuple[int, int, int], other: int, share: float) -> tuple[int, int, int]:
+    return tuple(round(v + share * (other - v)) for v in rgb)
+
+
+def tones(color: str) -> tuple[tuple[int, int, int], ...]:
+    """Return an object's colours by slot: its main colour, a lighter and a darker tone of it."""
+    main = COLORS[color]
+    light = _mix(main, 0, 0.22) if color == "white" else _mix(main, 255, 0.55)
+    dark = _mix(main, 255, 0.25) if color == "black" else _mix(main, 0, 0.5)
+    return main, light, dark
 
 
 def _stands_out(color: str, background: tuple) -> bool:
-    return all(_far(COLORS[c], background) for c in (color, *HARMONIES[color]))
+    pairs = zip(tones(color), CONTRAST, strict=True)
+    return all(_distance(tone, background) >= least for tone, least in pairs)
 
 
 def _positions(r: np.random.Generator, halves: list[float]) -> list[tuple[float, float]] | None:
@@ -156,7 +157,7 @@ def compose(r: np.random.Generator, names: list[str]) -> Scene:
     """Draw everything about a scene that shows these nouns (colours never depend on the noun)."""
     colors = list(COLORS)
     background = colors[r.integers(len(colors))]
-    texture = TEXTURES[r.choice(4, p=[0.5, 0.3, 0.1, 0.1])]
+    texture = TEXTURES[r.choice(4, p=[0.6, 0.3, 0.05, 0.05])]
     first = _jitter(r, COLORS[background])
     second = first
     if texture != "plain":
@@ -167,7 +168,6 @@ def compose(r: np.random.Generator, names: list[str]) -> Scene:
     things = []
     for name, (x, y, half) in zip(names, layout(r, len(names)), strict=True):
         color = usable[r.integers(len(usable))]
-        slots = (color, *HARMONIES[color])
         things.append(
             Thing(
                 noun=name,
@@ -175,9 +175,9 @@ def compose(r: np.random.Generator, names: list[str]) -> Scene:
                 x=float(x),
                 y=float(y),
                 half=float(half),
-                angle=float(r.uniform(-20, 20)),
+                angle=float(r.uniform(-15, 15)),
                 mirror=bool(r.random() < 0.5),
-                rgb=tuple(_jitter(r, COLORS[c]) for c in slots),
+                rgb=tuple(_jitter(r, tone) for tone in tones(color)),
             )
         )
     return Scene(

@@ -8,12 +8,12 @@ where it comes from (backbone and its digest, vocabulary, split, seen classes);
 from __future__ import annotations
 
 import hashlib
-import importlib
 import json
 import os
 import shutil
 from importlib.resources import files
 from pathlib import Path
+from pkgutil import resolve_name
 from typing import Any
 
 from safetensors import SafetensorError
@@ -176,9 +176,8 @@ def _shape(tensor) -> str:
 
 
 def _build(config: dict, folder: Path) -> Grounder:
-    module, _, name = config["class_path"].rpartition(".")
     try:
-        kind = getattr(importlib.import_module(module), name)
+        kind = resolve_name(config["class_path"])
     except (ImportError, AttributeError, ValueError):
         raise ValueError(
             f"the grounder in {folder} is a {config['class_path']}, which cannot be imported; "

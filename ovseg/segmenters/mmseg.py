@@ -13,6 +13,7 @@ import pickle
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
+from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +39,8 @@ class MMSegSegmenter(Segmenter):
         model: Model dict as in MMSegmentation's configs (`type: EncoderDecoder` ...).
         config: Path of an MMSegmentation config file, instead of `model`.
         checkpoint: Weights of the whole network: safetensors, or a torch file of tensors alone.
-        pretrained: Weights of the backbone alone, in the same formats.
+        pretrained: Weights of the backbone alone, in the same formats, or "clipart", the embedded
+            ones of the clip-art world's segmenter.
         upscale: Factor by which the input is enlarged first (small images on a stride of 8).
         mean: RGB mean that is subtracted, in 0..255.
         std: RGB standard deviation that is divided by.
@@ -79,6 +81,8 @@ class MMSegSegmenter(Segmenter):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.model = _build(cfg)
         if pretrained is not None:
+            if pretrained == "clipart":
+                pretrained = str(files("ovseg") / "clipart" / "weights" / "backbone.safetensors")
             prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
             _load_weights(self.model.backbone, pretrained, prefixes, extra=("fc.",))
         if checkpoint is not None:

@@ -16,5 +16,6 @@ STAGES = {
     "autoencoder": _stage("autoencoder:train_autoencoder"),
     "unet": _stage("unet:train_unet"),
     "annotator": _stage("annotator:train_annotator"),
+    "backbone": _stage("backbone:train_backbone"),
     "export": _stage("export:export"),
 }

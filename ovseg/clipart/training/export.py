@@ -46,5 +46,8 @@ def export(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:
             shutil.rmtree(weights / name, ignore_errors=True)
             shutil.copytree(out / name, weights / name)
             _halve(weights / name / "model.safetensors")
+    if (out / "backbone.safetensors").is_file():
+        shutil.copy(out / "backbone.safetensors", weights)
+        _halve(weights / "backbone.safetensors")
     for path in sorted(weights.rglob("*.safetensors")):
         print(f"{path.relative_to(weights)}: {path.stat().st_size / 1e6:.2f} MB")

@@ -1,4 +1,4 @@
-"""The one training loop: progress, checkpoints, resume, EMA, loss curve."""
+"""The one training loop: progress, checkpoints, resume, EMA, loss curve; alone or by torchrun."""
 
 from __future__ import annotations
 
@@ -10,12 +10,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.optim import AdamW, Muon
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
 
-ENDS = ("conv_in", "conv_out", "time_emb")  # layers that Muon's authors leave to AdamW
+# layers that Muon's authors leave to AdamW: the first, the last, embeddings
+ENDS = ("conv_in", "conv_out", "time_emb", "vae.encoder.conv_in", "vae.decoder.conv_out")
+ENDS += ("vae.quant_conv", "vae.post_quant_conv", "preview", "vision.backbone.stem.0", "text.")
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
@@ -31,6 +34,23 @@ def save_atomic(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
+
+
+def processes() -> tuple[int, int]:
+    """Return this process's rank and how many there are, joining torchrun's group if any."""
+    if "RANK" not in os.environ:
+        return 0, 1
+    if not dist.is_initialized():
+        dist.init_process_group()
+    return dist.get_rank(), dist.get_world_size()
+
+
+def _average_gradients(model: nn.Module, world: int) -> None:
+    gradients = [p.grad for p in model.parameters() if p.grad is not None]
+    flat = torch.cat([g.flatten() for g in gradients])
+    dist.all_reduce(flat)
+    for g, mean in zip(gradients, flat.div_(world).split([g.numel() for g in gradients])):
+        g.copy_(mean.view_as(g))
 
 
 def plot_loss(log: Path) -> None:
@@ -53,7 +73,7 @@ class Optimizers:
     """
 
     def __init__(self, model: nn.Module, lr: float, weight_decay: float, muon: bool) -> None:
-        named = dict(model.named_parameters())
+        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
         inner = {n for n, p in named.items() if p.ndim > 1 and not n.startswith(ENDS)}
         self.kernels = [p for n, p in named.items() if muon and n in inner]
         others = [p for n, p in named.items() if not (muon and n in inner)]
@@ -67,7 +87,8 @@ class Optimizers:
     def step(self, lr: float) -> None:
         """Update the weights from their gradients, and clear these."""
         for view, kernel in zip(self.views, self.kernels, strict=True):
-            view.grad, kernel.grad = kernel.grad.flatten(1), None
+            view.grad = kernel.grad if kernel.grad is None else kernel.grad.flatten(1)
+            kernel.grad = None
         for optimizer in self.all:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -105,7 +126,8 @@ def train(
     Args:
         name: Checkpoint ``out/name.pt`` and log ``out/name.jsonl``; an existing one is resumed.
         model: Parameters to train.
-        loss_of: Loss of a step, given its number (so that data is a function of the step).
+        loss_of: Loss of a batch, given its number (so that data is a function of it alone); each
+            of N processes takes every Nth batch, and their gradients are averaged.
         steps: Number of steps in all.
         lr: Peak learning rate of AdamW.
         out: Folder of checkpoints and logs.
@@ -121,6 +143,7 @@ def train(
     optimizer = Optimizers(model, lr, weight_decay, muon)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     path, start = out / f"{name}.pt", 0
+    rank, world = processes()
     if path.exists():
         state = torch.load(path, map_location=device, weights_only=True)
         model.load_state_dict(state["model"])
@@ -136,11 +159,20 @@ def train(
 
     model.train()
     smooth, saved = None, time.monotonic()
-    bar = tqdm(range(start, steps), initial=start, total=steps, desc=name, mininterval=5)
-    with open(out / f"{name}.jsonl", "a", encoding="utf-8") as log:
+    bar = tqdm(
+        range(start, steps),
+        initial=start,
+        total=steps,
+        desc=name,
+        mininterval=5,
+        disable=rank > 0,
+    )
+    with open(os.devnull if rank else out / f"{name}.jsonl", "a", encoding="utf-8") as log:
         for step in bar:
-            loss = loss_of(step)
+            loss = loss_of(step * world + rank)
             loss.backward()
+            if world > 1:
+                _average_gradients(model, world)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
             optimizer.step(lr * schedule(step, steps, warmup))
             if average:
@@ -149,14 +181,15 @@ def train(
             if step % 20 == 0:
                 log.write(json.dumps({"step": step, "loss": round(smooth, 5)}) + "\n")
                 bar.set_postfix(loss=f"{smooth:.4f}", refresh=False)
-            if time.monotonic() - saved > save_every:
+            if rank == 0 and time.monotonic() - saved > save_every:
                 save(step + 1)
                 log.flush()
                 saved = time.monotonic()
-            if every and on_save and (step + 1) % every == 0:
+            if rank == 0 and every and on_save and (step + 1) % every == 0:
                 on_save(average.module if average else model, step + 1)
                 model.train()
-        if start < steps:
+        if rank == 0 and start < steps:
             save(steps)
-    plot_loss(out / f"{name}.jsonl")
+    if rank == 0:
+        plot_loss(out / f"{name}.jsonl")
     return (average.module if average else model).eval()

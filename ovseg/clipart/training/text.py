@@ -56,6 +56,14 @@ def tokenize(tokenizer: CLIPTokenizer, texts: list[str]) -> Tensor:
     ).input_ids
 
 
+def captioned(seed: int, start: int, count: int) -> tuple[Tensor, list[str]]:
+    """Draw scenes ``(count, 3, 64, 64)`` in [-1, 1] and a caption of each."""
+    scenes = [draw_scene(seed, start + i) for i in range(count)]
+    images = torch.stack([torch.from_numpy(render(scene)[0]) for scene in scenes])
+    texts = [caption(rng(seed + 1, start + i), scene) for i, scene in enumerate(scenes)]
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1, texts
+
+
 class VisionTower(nn.Module):
     """A small convolutional image encoder.
 
@@ -92,9 +100,9 @@ class Contrast(nn.Module):
     patches and words (Yao et al. 2022), so that the hidden state of a word says what it names.
     """
 
-    def __init__(self, text: CLIPTextModelWithProjection, width: int) -> None:
+    def __init__(self, text: CLIPTextModelWithProjection, vision: nn.Module, width: int) -> None:
         super().__init__()
-        self.text, self.vision = text, VisionTower(width)
+        self.text, self.vision = text, vision
         self.word = nn.Linear(width, width)
         self.scale = nn.Parameter(torch.tensor([2.5, 2.5]))
 
@@ -134,14 +142,13 @@ def train_text(
         pad_token_id=tokenizer.pad_token_id,
     )
     torch.manual_seed(seed)
-    model = Contrast(CLIPTextModelWithProjection(config), config.projection_dim).to(device)
+    width = config.projection_dim
+    model = Contrast(CLIPTextModelWithProjection(config), VisionTower(width), width).to(device)
 
     def loss(step: int) -> Tensor:
-        scenes = [draw_scene(seed + 100, step * batch + i) for i in range(batch)]
-        images = torch.stack([torch.from_numpy(render(s)[0]) for s in scenes])
-        texts = [caption(rng(seed + 101, step * batch + i), s) for i, s in enumerate(scenes)]
-        pixels = images.permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        return model(pixels, tokenize(tokenizer, texts).to(device), tokenizer.eos_token_id)
+        images, texts = captioned(seed + 100, step * batch, batch)
+        ids = tokenize(tokenizer, texts).to(device)
+        return model(images.to(device), ids, tokenizer.eos_token_id)
 
     train("text", model, loss, steps=steps, lr=2e-3, out=out, weight_decay=0.02)
     encoder = CLIPTextModel(config)

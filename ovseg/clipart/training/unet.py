@@ -25,7 +25,7 @@ from ovseg.clipart.training.autoencoder import pictures
 from ovseg.clipart.training.loop import train
 from ovseg.clipart.training.text import tokenize
 
-POOL = 30_000  # scenes; their captions are written afresh every time
+POOL = 40_000  # scenes; their captions are written afresh every time
 NOISE = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction"}
 PROMPTS = (
     *("a photo of a house", "a photo of a cat", "a photo of a key", "a photo of a flower"),
@@ -128,7 +128,7 @@ def train_unet(
         x = pool[picked]
         e = torch.randn(x.shape, generator=g)
         t = (torch.rand(batch, generator=g) + torch.arange(batch)) / batch  # stratified
-        t = (t * 1000).long().clamp(max=999)
+        t = (t**0.8 * 1000).long().clamp(max=999)  # more of the noisy end: shapes come late
         noisy, target = noise.add_noise(x, e, t), noise.get_velocity(x, e, t)
         with torch.no_grad():
             hidden = text(input_ids=tokenize(tokenizer, texts).to(device)).last_hidden_state
