@@ -1,8 +1,11 @@
 """Writing shards: what is in the folder, resuming, refusing."""
 
+import errno
+import fcntl
 import io
 import json
 import tarfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -124,7 +127,7 @@ def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
     trainer.predict(
         DatasetModule(), data_module(predict={"data": live_stream()}), return_predictions=False
     )
-    names = ["request.json", "shard-000000.tar", "shard-000001.tar.tmp"]
+    names = ["request.json", "shard-000000.tar"]
     assert sorted(contents(tmp_path / "out")) == names
     whole = write_dataset(tmp_path / "whole")
     assert contents(write_dataset(tmp_path / "out")) == contents(whole)
@@ -166,3 +169,47 @@ def test_several_streams_need_a_place_for_their_name(tmp_path):
     trainer = quiet_trainer(tmp_path, callbacks=[ShardWriter(str(tmp_path / "one"))])
     with pytest.raises(ValueError, match="must hold {name} to keep 2 streams apart"):
         trainer.predict(DatasetModule(), data_module(predict=streams), return_predictions=False)
+
+
+class FullDisk:
+    """A tar writer on a disk that is full after some samples."""
+
+    room = 6
+
+    def __init__(self, file, **options):
+        from webdataset import TarWriter
+
+        self.tar = TarWriter(file, **options)
+
+    def write(self, sample):
+        FullDisk.room -= 1
+        if FullDisk.room < 0:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        self.tar.write(sample)
+
+    def close(self):
+        self.tar.close()
+
+
+def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
+    first = contents(write_dataset(tmp_path / "a"))
+    monkeypatch.setattr("ovseg.callbacks.shard_writer.TarWriter", FullDisk)
+    with pytest.raises(OSError, match="what was finished is kept: mend that and run the same"):
+        write_dataset(tmp_path / "b")
+    names = {path.name for path in (tmp_path / "b").iterdir()}
+    assert names == {"request.json", "shard-000000.tar"}
+    monkeypatch.undo()
+    assert contents(write_dataset(tmp_path / "b")) == first
+
+
+def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path):
+    tmp_path.joinpath("out").mkdir()
+    with open(tmp_path / "out" / "shard-000001.tar.tmp", "ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        file.write(b"half a shard")
+        file.flush()
+        with pytest.raises(ValueError, match="another process is writing .*shard-000001.tar.tmp"):
+            write_dataset(tmp_path / "out")
+        assert Path(file.name).read_bytes() == b"half a shard"
+    first = contents(write_dataset(tmp_path / "a"))
+    assert contents(write_dataset(tmp_path / "out")) == first  # the lock went with the process

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 from webdataset import TarWriter
@@ -92,7 +94,8 @@ class ShardWriter(Callback):
         """Append a batch to its shard.
 
         Raises:
-            ValueError: If a batch does not belong to a shard.
+            ValueError: If a batch does not belong to a shard, or another process writes it.
+            OSError: If the disk is full; the finished shards are kept.
         """
         if not isinstance(outputs, Batch) or len(outputs) == 0:
             return
@@ -102,17 +105,25 @@ class ShardWriter(Callback):
                 f"batch {outputs.indices.tolist()} is not the next part of a shard: the predict "
                 "loader must be that of SyntheticDataModule"
             )
-        if place.first:
-            self._tar = _Shard(self._folders[dataloader_idx] / shard_name(place.shard))
         size = None
         if self.soft:  # that of the finest tap
             stride = min(tap.stride for tap in trainer.datamodule.feature_spec.taps.values())
             size = tuple(side // stride for side in outputs.images.shape[-2:])
-        for sample in samples_of(outputs, size):
-            self._tar.write(encode_sample(sample))
-        if place.last:
-            self._tar.publish()
-            self._tar = None
+        path = self._folders[dataloader_idx] / shard_name(place.shard)
+        try:
+            if place.first:
+                self._tar = _Shard(path)
+            for sample in samples_of(outputs, size):
+                self._tar.write(encode_sample(sample))
+            if place.last:
+                self._tar.publish()
+                self._tar = None
+        except OSError as error:
+            raise type(error)(
+                error.errno,
+                f"cannot write {path} ({error.strerror}); what was finished is kept: mend that and "
+                "run the same command again",
+            ) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the dataset once every process has written its shards."""
@@ -124,30 +135,65 @@ class ShardWriter(Callback):
                     trainer.print(f"{folder} lacks some shards: run `predict` again")
         trainer.strategy.barrier("the dataset is described")
 
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Remove a shard that was not completed."""
+        self._drop()
+
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Let go of a shard that was not completed; its ``.tmp`` is not counted."""
+        """Remove a shard that was not completed, because the trainer limits the batches."""
+        self._drop()
+
+    def _drop(self) -> None:
         if self._tar is not None:
-            self._tar.close()
+            self._tar.drop()
             self._tar = None
 
 
 class _Shard:
-    """A tar that gets its name when it is complete."""
+    """A tar that gets its name when it is complete; until then it is locked and ends in ``.tmp``.
+
+    The system lets go of the lock when the process ends, however it ends.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path, self.temporary = path, path.with_name(f"{path.name}.tmp")
-        self.file = self.temporary.open("wb")
+        self.file = _locked(self.temporary)
         self.tar = TarWriter(self.file, encoder=False, mtime=0)
         self.write = self.tar.write
 
     def publish(self) -> None:
         """Make sure that the tar is on disk, and give it its name."""
-        self.close()
-        os.replace(self.temporary, self.path)
-
-    def close(self) -> None:
-        """Close the tar; it stays a ``.tmp``."""
         self.tar.close()
         self.file.flush()
         os.fsync(self.file.fileno())
+        os.replace(self.temporary, self.path)
         self.file.close()
+
+    def drop(self) -> None:
+        """Remove what was written."""
+        self.temporary.unlink(missing_ok=True)
+        with open(os.devnull, "wb") as nowhere:  # what is buffered may not fit on the disk
+            os.dup2(nowhere.fileno(), self.file.fileno())
+        self.tar.close()
+        self.file.close()
+
+
+def _locked(path: Path) -> BinaryIO:
+    """Open an empty file that no other process has open in this way."""
+    while True:
+        file = path.open("ab")
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.close()
+            raise ValueError(
+                f"another process is writing {path}: let it end, or choose another output"
+            ) from None
+        with suppress(FileNotFoundError):
+            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                file.truncate(0)
+                file.seek(0)
+                return file
+        file.close()  # it was given its name in between

@@ -40,8 +40,6 @@ def prepare(folder: Path, request: dict, shards: int) -> list[int]:
         pending = [n for n in range(shards) if not _is_done(folder / shard_name(n), sizes)]
         _refuse_another(folder, request, started=len(pending) < shards, finished=not pending)
         if pending:
-            for leftover in folder.glob("*.tmp"):
-                leftover.unlink()
             (folder / DATASET).unlink(missing_ok=True)
             write_json(folder / REQUEST, request)
     except OSError as error:
