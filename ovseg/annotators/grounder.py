@@ -47,9 +47,9 @@ class GrounderAnnotator(Annotator):
         unseen = {vocabulary[i].name for i in vocabulary.unseen}
         if known := sorted(unseen & self._trained_on()):
             raise ValueError(
-                f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, which "
-                f"split {vocabulary.split} of {vocabulary.name} calls unseen: train one on this "
-                "split, or choose the grounder's own"
+                f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, "
+                f"which split {vocabulary.split} of {vocabulary.name} calls unseen: train one on "
+                "this split, or choose the grounder's own"
             )
 
     def _trained_on(self) -> set[str]:

@@ -49,7 +49,8 @@ def _average_gradients(model: nn.Module, world: int) -> None:
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
     flat = torch.cat([g.flatten() for g in gradients])
     dist.all_reduce(flat)
-    for g, mean in zip(gradients, flat.div_(world).split([g.numel() for g in gradients])):
+    means = flat.div_(world).split([g.numel() for g in gradients])
+    for g, mean in zip(gradients, means, strict=True):
         g.copy_(mean.view_as(g))
 
 
