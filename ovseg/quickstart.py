@@ -52,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     args = _parse(argv)
     Vocabulary.load("clipart", args.split)  # an unknown split is told before anything is made
     out = args.out.absolute()
-    settings = {key: getattr(args, key) for key in ("split", "seed", "scale", "cores")}
+    settings = {key: getattr(args, key) for key in ("split", "seed", "scale")}
     try:
         _settle(out, settings)
         write_configs(out, settings)
@@ -120,10 +120,8 @@ def write_configs(out: Path, settings: dict) -> None:
         write_text(path, yaml.safe_dump(fill(data, out, **settings), sort_keys=False))
 
 
-def fill(
-    value: Any, out: Path, split: str, seed: int, scale: float, cores: int, key: str = ""
-) -> Any:
-    """Return a config with the output folder, split, seeds, sizes and processes of a run.
+def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = "") -> Any:
+    """Return a config with the output folder, split, seeds and sizes of a run.
 
     Args:
         value: The config, or a part of it.
@@ -131,10 +129,9 @@ def fill(
         split: Split of the vocabulary.
         seed: Becomes `seed_everything`; a thousand times as much is added to every stream's seed.
         scale: Multiplies what `LEAST` names.
-        cores: Replaces every number of processes or of threads that is more than 1.
         key: The part's own key.
     """
-    settings = {"out": out, "split": split, "seed": seed, "scale": scale, "cores": cores}
+    settings = {"out": out, "split": split, "seed": seed, "scale": scale}
     if isinstance(value, dict):
         return {k: fill(v, key=str(k), **settings) for k, v in value.items()}
     if isinstance(value, list):
@@ -142,8 +139,6 @@ def fill(
     replaced = {"split": split, "seed_everything": seed}
     if key in replaced:
         return replaced[key]
-    if key in ("devices", "threads") and value > 1:
-        return cores
     if key == "seed":
         return value + 1000 * seed
     if key in LEAST and isinstance(value, int):
@@ -164,17 +159,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         default=1.0,
         help="multiply all sizes and steps; below 1 a trial whose numbers mean little (1.0)",
     )
-    parser.add_argument(
-        "--cores",
-        type=int,
-        default=2,
-        help="processes of one thread in stages 1 and 3, threads in the others (2)",
-    )
     args = parser.parse_args(argv)
     if args.seed < 0:
         raise ValueError(f"--seed must be >= 0, got {args.seed}")
-    if args.cores < 1:
-        raise ValueError(f"--cores must be >= 1, got {args.cores}")
     if not 0 < args.scale < float("inf"):
         raise ValueError(f"--scale must be a positive number, got {args.scale}")
     return args

@@ -14,13 +14,12 @@ import json
 import os
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -145,7 +144,6 @@ def _run(
         [sys.executable, "-m", "ovseg", *arguments],
         env={**os.environ, **environment},
         pass_fds=[lock],
-        start_new_session=True,  # a group of its own, with the processes that it starts
     )
     record = {"stage": step.stage, "digest": digest, "started": time.time(), "done": False}
     code = None
@@ -167,15 +165,13 @@ def _run(
 
 
 def _end(child: subprocess.Popen) -> None:
-    """End a child and what it started; it has some seconds to finish its batch."""
-    os.killpg(child.pid, signal.SIGTERM)
+    """End a child; it has some seconds to finish its batch."""
+    child.terminate()
     try:
         child.wait(PATIENCE)
     except subprocess.TimeoutExpired:
-        pass
-    with suppress(ProcessLookupError):  # none is left
-        os.killpg(child.pid, signal.SIGKILL)
-    child.wait()
+        child.kill()
+        child.wait()
 
 
 def _record_path(folder: Path, step: Step) -> Path:

@@ -101,3 +101,23 @@ def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
     subprocess.run([sys.executable, script, one, "2"], check=True)
     states = [torch.load(folder / "m.pt", weights_only=True)["model"] for folder in (both, one)]
     assert all(torch.allclose(states[0][k], states[1][k], atol=1e-6) for k in states[0])
+
+
+def test_the_shipped_backbone_fits_stage_four_and_its_tower_gives_embeddings():
+    from ovseg.clipart.training.backbone import Tower, segmenter_model
+    from ovseg.segmenters.mmseg import MMSegSegmenter
+
+    model = segmenter_model()
+    fresh, trained = (
+        MMSegSegmenter(21, model=model, pretrained=source).model.backbone
+        for source in (None, "clipart")
+    )
+    assert not torch.equal(fresh.layer1[0].conv1.weight, trained.layer1[0].conv1.weight)
+    tower = Tower(trained.eval(), model["decode_head"]["in_channels"], 64)
+    images = torch.rand(2, 3, 64, 64) * 2 - 1
+    whole, patches = tower(images)
+    assert whole.shape == (2, 64) and patches.shape == (2, 64, 64)  # 8x8 patches
+    pixels = (images + 1) * 127.5  # what the segmenter sees of the same pictures
+    segmenter = MMSegSegmenter(21, model=model)
+    maps = trained(segmenter._normalise(pixels))[-1]
+    assert torch.allclose(tower.patch(maps.flatten(2).transpose(1, 2)), patches, atol=1e-4)

@@ -135,7 +135,7 @@ def kill_when(done, installed: Path, folder: Path, command: list[str]) -> None:
 def test_quickstart_from_the_installed_wheel_survives_kills(installed, tmp_path):
     script, out = str(installed / "bin" / "ovseg"), tmp_path / "run"
     command = [sys.executable, script, "quickstart", "--out", "run"]
-    command += ["--scale", "0.04", "--cores", "1"]
+    command += ["--scale", "0.04"]
     shards, models = out / "1_annotated" / "train", out / "2_grounding" / "checkpoints"
     kill_when(lambda: any(shards.glob("*.tmp")), installed, tmp_path, command)
     assert not (shards / "dataset.json").exists()

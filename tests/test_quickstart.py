@@ -20,7 +20,7 @@ from ovseg.report.pictures import Picture
 from ovseg.steps import write_text
 from ovseg.vocabulary import Vocabulary
 
-PLAIN = {"split": "1", "seed": 0, "scale": 1.0, "cores": 2}
+PLAIN = {"split": "1", "seed": 0, "scale": 1.0}
 
 
 def read(path):
@@ -84,13 +84,13 @@ def test_fill_sets_what_a_run_is(tmp_path):
     shipped = {
         "seed_everything": 0,
         "data": {"split": "1", "threads": 2, "seed": 7, "size": 1000, "batch_size": 32},
-        "trainer": {"devices": 2, "max_steps": 400, "callbacks": [{"dirpath": "runs/clipart/x"}]},
+        "trainer": {"max_steps": 400, "callbacks": [{"dirpath": "runs/clipart/x"}]},
         "streams": [{"size": 60, "limit": 20}, {"path": "elsewhere/runs/clipart"}],
     }
-    assert fill(shipped, tmp_path, split="3", seed=2, scale=0.1, cores=4) == {
+    assert fill(shipped, tmp_path, split="3", seed=2, scale=0.1) == {
         "seed_everything": 2,
-        "data": {"split": "3", "threads": 4, "seed": 2007, "size": 100, "batch_size": 8},
-        "trainer": {"devices": 4, "max_steps": 40, "callbacks": [{"dirpath": f"{tmp_path}/x"}]},
+        "data": {"split": "3", "threads": 2, "seed": 2007, "size": 100, "batch_size": 8},
+        "trainer": {"max_steps": 40, "callbacks": [{"dirpath": f"{tmp_path}/x"}]},
         "streams": [{"size": 48, "limit": 20}, {"path": "elsewhere/runs/clipart"}],
     }
 
@@ -114,7 +114,6 @@ def test_plan_runs_every_config_and_is_unique(tmp_path):
         (["--split", "9"], "no split '9'; choose one of 1, 2, 3"),
         (["--seed", "-1"], "--seed must be >= 0, got -1"),
         (["--scale", "0"], "--scale must be a positive number, got 0.0"),
-        (["--cores", "0"], "--cores must be >= 1, got 0"),
     ],
 )
 def test_wrong_arguments_are_one_line(tmp_path, capsys, arguments, line):
