@@ -45,7 +45,7 @@ def layer_of(name: str) -> str:
         return "types"
     if rest == "base":
         return "base"
-    if name in ("losses", "metrics", "controls", "augment"):
+    if name in ("losses", "metrics", "controls", "augment", "optim"):
         return "maths"
     if name == "grounders.folder":
         return "folder"

@@ -84,11 +84,10 @@ def train_autoencoder(
         sample_size=64,
         mid_block_add_attention=False,
     )
-    model = _Trained(vae).to(device, memory_format=torch.channels_last)
+    model = _Trained(vae).to(device)
 
     def loss(step: int) -> Tensor:
-        x = pictures(seed + 200, step * batch, batch, device)
-        return model(x.contiguous(memory_format=torch.channels_last))
+        return model(pictures(seed + 200, step * batch, batch, device))
 
     trained = train(
         "autoencoder",

@@ -12,9 +12,10 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.optim import AdamW, Muon
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from tqdm import tqdm
+
+from ovseg.optim import MuonAdamW
 
 # layers that Muon's authors leave to AdamW: the first, the last, embeddings
 ENDS = ("conv_in", "conv_out", "time_emb", "vae.encoder.conv_in", "vae.decoder.conv_out")
@@ -67,45 +68,6 @@ def plot_loss(log: Path) -> None:
     figure.savefig(log.with_suffix(".png"), dpi=120)
 
 
-class Optimizers:
-    """AdamW; with ``muon``, Muon for every matrix and kernel between the first and last layers.
-
-    Muon (Jordan et al. 2024) takes matrices alone, so it gets a flat view of each kernel.
-    """
-
-    def __init__(self, model: nn.Module, lr: float, weight_decay: float, muon: bool) -> None:
-        named = {n: p for n, p in model.named_parameters() if p.requires_grad}
-        inner = {n for n, p in named.items() if p.ndim > 1 and not n.startswith(ENDS)}
-        self.kernels = [p for n, p in named.items() if muon and n in inner]
-        others = [p for n, p in named.items() if not (muon and n in inner)]
-        self.all = [AdamW(others, lr=lr, weight_decay=weight_decay, betas=(0.9, 0.99))]
-        self.views = [nn.Parameter(p.data.flatten(1)) for p in self.kernels]
-        if muon:
-            self.all.append(
-                Muon(self.views, lr=lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
-
-    def step(self, lr: float) -> None:
-        """Update the weights from their gradients, and clear these."""
-        for view, kernel in zip(self.views, self.kernels, strict=True):
-            view.grad = kernel.grad if kernel.grad is None else kernel.grad.flatten(1)
-            kernel.grad = None
-        for optimizer in self.all:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
-            optimizer.step()
-            optimizer.zero_grad(set_to_none=True)
-
-    def state_dict(self) -> list[dict]:
-        """Return the states of all optimizers."""
-        return [optimizer.state_dict() for optimizer in self.all]
-
-    def load_state_dict(self, states: list[dict]) -> None:
-        """Restore the states of all optimizers."""
-        for optimizer, state in zip(self.all, states, strict=True):
-            optimizer.load_state_dict(state)
-
-
 def train(
     name: str,
     model: nn.Module,
@@ -134,14 +96,16 @@ def train(
         out: Folder of checkpoints and logs.
         warmup: Steps of linear warm-up.
         weight_decay: Decoupled weight decay.
-        muon: Train kernels and matrices by Muon (see `Optimizers`).
+        muon: Train kernels and matrices by Muon (see `ovseg.optim.MuonAdamW`).
         ema: Decay of the moving average of the weights, or None.
         save_every: Seconds between checkpoints.
         on_save: Called with the (averaged) model and the step after every ``every`` steps.
         every: See ``on_save``.
     """
     device = next(model.parameters()).device
-    optimizer = Optimizers(model, lr, weight_decay, muon)
+    named = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    apart = [p for n, p in named.items() if not muon or n.startswith(ENDS)]
+    optimizer = MuonAdamW(named.values(), lr, weight_decay, adamw=apart)
     average = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(ema)) if ema else None
     path, start = out / f"{name}.pt", 0
     rank, world = processes()
@@ -175,7 +139,10 @@ def train(
             if world > 1:
                 _average_gradients(model, world)
             nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            optimizer.step(lr * schedule(step, steps, warmup))
+            for group in optimizer.param_groups:
+                group["lr"] = lr * schedule(step, steps, warmup)
+            optimizer.step()
+            optimizer.zero_grad()
             if average:
                 average.update_parameters(model)
             smooth = loss.item() if smooth is None else 0.98 * smooth + 0.02 * loss.item()
