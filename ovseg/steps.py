@@ -14,12 +14,13 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
 import zipfile
 from collections.abc import Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -144,6 +145,7 @@ def _run(
         [sys.executable, "-m", "ovseg", *arguments],
         env={**os.environ, **environment},
         pass_fds=[lock],
+        process_group=0,  # so that the processes which it starts can be ended with it
     )
     record = {"stage": step.stage, "digest": digest, "started": time.time(), "done": False}
     code = None
@@ -156,22 +158,22 @@ def _run(
             except subprocess.TimeoutExpired:
                 pass
     finally:
-        if code is None:  # interrupted
-            _end(child)
+        _end(child, interrupted=code is None)
     spent = before + time.monotonic() - started
     _save(folder, step, {**record, "seconds": spent, "done": code == 0})
     if code:
         raise StepFailed(step, code)
 
 
-def _end(child: subprocess.Popen) -> None:
-    """End a child; it has some seconds to finish its batch."""
-    child.terminate()
-    try:
-        child.wait(PATIENCE)
-    except subprocess.TimeoutExpired:
-        child.kill()
-        child.wait()
+def _end(child: subprocess.Popen, interrupted: bool) -> None:
+    """End what is left of a child and its processes; they have some seconds to finish a batch."""
+    with suppress(ProcessLookupError):  # none is left
+        if interrupted:
+            os.killpg(child.pid, signal.SIGTERM)
+            with suppress(subprocess.TimeoutExpired):
+                child.wait(PATIENCE)
+        os.killpg(child.pid, signal.SIGKILL)
+    child.wait()
 
 
 def _record_path(folder: Path, step: Step) -> Path:

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 import zipfile
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -126,7 +127,11 @@ def kill_when(done, installed: Path, folder: Path, command: list[str]) -> None:
             assert process.poll() is None and time.monotonic() < end
             time.sleep(0.02)
     finally:
-        os.killpg(process.pid, signal.SIGKILL)
+        process.kill()
+        for entry in Path("/proc").iterdir():  # its children have process groups of their own
+            with suppress(OSError):
+                if entry.name.isdigit() and str(folder) in (entry / "cmdline").read_text():
+                    os.kill(int(entry.name), signal.SIGKILL)
         process.wait()
 
 
