@@ -26,6 +26,8 @@ def one_line(error: BaseException) -> str | None:
     text = _message(cause)
     if isinstance(cause, RuntimeError) and "in loading state_dict" in text:
         return _other_architecture(text)
+    if isinstance(cause, RuntimeError) and "Connection closed by peer" in text:
+        return "another process of this run has ended; its reason stands above"
     if isinstance(cause, pickle.UnpicklingError) or "PytorchStreamReader" in text:
         return "a file of weights cannot be read: it is damaged, or holds pickled objects"
     kind = type(cause).__name__

@@ -15,6 +15,11 @@ def chain(*texts: str) -> Exception:
     return error
 
 
+def test_a_rank_whose_neighbour_failed_points_to_its_reason():
+    error = RuntimeError("[pair.cc:553] Connection closed by peer [127.0.0.1]:31361.")
+    assert one_line(error) == "another process of this run has ended; its reason stands above"
+
+
 def test_the_innermost_cause_is_shown():
     error = chain(
         'Parser key "model":\n  Does not validate',
