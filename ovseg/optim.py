@@ -1,4 +1,4 @@
-"""Muon for every kernel and matrix, AdamW for the rest, as one optimizer for a YAML's `class_path`."""
+"""Muon for kernels and matrices, AdamW for the rest, as one optimizer for a YAML's `class_path`."""
 
 from __future__ import annotations
 
