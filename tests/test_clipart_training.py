@@ -113,7 +113,8 @@ def test_the_shipped_backbone_fits_stage_four_and_its_tower_gives_embeddings():
         for source in (None, "clipart")
     )
     assert not torch.equal(fresh.layer1[0].conv1.weight, trained.layer1[0].conv1.weight)
-    tower = Tower(trained.eval(), model["decode_head"]["in_channels"], 64)
+    trained.eval()  # MMSegmentation's returns nothing
+    tower = Tower(trained, model["decode_head"]["in_channels"], 64)
     images = torch.rand(2, 3, 64, 64) * 2 - 1
     whole, patches = tower(images)
     assert whole.shape == (2, 64) and patches.shape == (2, 64, 64)  # 8x8 patches

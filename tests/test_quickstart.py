@@ -55,7 +55,7 @@ def test_shipped_sizes_are_those_of_the_protocol():
     first = streams["train"]["init_args"]
     assert first["annotator"]["init_args"]["classes"] == "seen"
     assert streams["val_one_seen"]["init_args"]["annotator"]["init_args"]["classes"] == "seen"
-    assert first["prompts"]["init_args"] == {"objects": {1: 1, 2: 1}, "classes": "seen"}
+    assert first["prompts"]["init_args"] == {"objects": {1: 1, 2: 2}, "classes": "seen"}
     third = read(config("3_synthetic"))["data"]["init_args"]["predict"]["synthetic"]["init_args"]
     assert third["prompts"]["init_args"] == {"objects": {1: 1, 2: 3}, "classes": "all"}
     fourth = read(config("4_segmenter"))["data"]["init_args"]
