@@ -1,10 +1,10 @@
 """Train the models of the clip-art world and write them as diffusers and transformers folders.
 
-    python tools/train_clipart.py text autoencoder unet annotator --out runs/clipart
+    python tools/train_clipart.py text autoencoder unet annotator backbone --out runs/clipart
 
 Each stage resumes from its checkpoint in OUT, the U-Net also from a pipeline in OUT/pipeline (say,
-a copy of the shipped one); `export` copies the result, in half precision, to
-where the package reads it. Loss curves and sample sheets are PNGs in OUT.
+a copy of the shipped one); `export` copies the result, in half precision, to where the package
+reads it. Loss curves and sample sheets are PNGs in OUT.
 """
 
 from __future__ import annotations
