@@ -41,7 +41,7 @@ def modules() -> dict[str, Path]:
 def layer_of(name: str) -> str:
     """Return the layer of a module inside ovseg, "top" if it may import everything."""
     package, _, rest = name.partition(".")
-    if name in ("", "structures", "vocabulary", "errors"):
+    if name in ("", "structures", "vocabulary", "errors", "embedded"):
         return "types"
     if rest == "base":
         return "base"

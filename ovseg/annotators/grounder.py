@@ -8,11 +8,11 @@ from torch.nn.functional import interpolate
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
+from ovseg.embedded import locate
 from ovseg.grounders.base import check_features
 from ovseg.grounders.folder import (
     check_backbone,
     folder_digest,
-    grounder_folder,
     load_grounder,
     read_config,
 )
@@ -65,7 +65,7 @@ class GrounderAnnotator(Annotator):
         Raises:
             ValueError: If its digest differs; shows the difference.
         """
-        check_backbone(self.config, backbone, grounder_folder(self.folder))
+        check_backbone(self.config, backbone, locate(self.folder, "grounder"))
 
     @torch.no_grad()
     def annotate(self, sample: DiffusionSample) -> Annotation:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-from importlib.resources import files
 from pathlib import Path
 from pkgutil import resolve_name
 
@@ -17,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from ovseg.annotators.base import Annotator
+from ovseg.embedded import locate
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
@@ -159,8 +159,7 @@ def load_annotator(folder: str) -> tuple[Segmenter, list[str], str]:
         FileNotFoundError: If the folder or one of its files is missing.
         ValueError: If the weights do not fit the configuration.
     """
-    path = files("ovseg") / "clipart" / "weights" / "annotator" if folder == "clipart" else folder
-    path = Path(str(path))
+    path = locate(folder, "annotator")
     for name in (CONFIG, WEIGHTS):
         if not (path / name).is_file():
             raise FileNotFoundError(f"annotator folder {folder!r} has no {name} ({path})")

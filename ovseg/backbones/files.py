@@ -9,14 +9,12 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cached_property
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
 
-EMBEDDED = "clipart"
-"""Name of the model that travels inside the package."""
+from ovseg.embedded import EMBEDDED, locate
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
 _CHUNK = 1 << 20
@@ -49,9 +47,7 @@ class PipelineFiles:
         Raises:
             FileNotFoundError: If there is no such folder and the name is no Hub id.
         """
-        folder = Path(self.model)
-        if self.model == EMBEDDED:
-            folder = Path(str(files("ovseg"))) / "clipart" / "weights" / "pipeline"
+        folder = locate(self.model, "pipeline")
         if (folder / "model_index.json").is_file():
             return folder
         if folder.exists() or self.model == EMBEDDED:

@@ -32,7 +32,7 @@ def draw_nouns(r: np.random.Generator, count: int) -> list[str]:
 def draw_scene(seed: int, index: int) -> Scene:
     """Draw a scene of the training distribution: one to four objects, sometimes all the same."""
     r = rng(seed, index)
-    count = int(r.choice([1, 2, 3, 4], p=[0.5, 0.43, 0.04, 0.03]))
+    count = int(r.choice([1, 2, 3, 4], p=[0.32, 0.62, 0.03, 0.03]))
     names = draw_nouns(r, count)
     if count > 1 and r.random() < 0.05:
         names = names[:1] * count

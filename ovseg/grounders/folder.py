@@ -11,7 +11,6 @@ import hashlib
 import json
 import os
 import shutil
-from importlib.resources import files
 from pathlib import Path
 from pkgutil import resolve_name
 from typing import Any
@@ -21,22 +20,14 @@ from safetensors.torch import load_file, save_file
 
 import ovseg
 from ovseg.backbones.base import DiffusionBackbone
+from ovseg.embedded import locate
 from ovseg.grounders.base import Grounder
 from ovseg.structures import FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
-EMBEDDED = "clipart"
-"""Name of the grounder that travels inside the package."""
 
 _NEEDED = {"class_path", "init_args", "feature_spec", "text_width", "threshold", "backbone_digest"}
-
-
-def grounder_folder(source: str | Path) -> Path:
-    """Return the folder of "clipart", the embedded grounder, or the path itself."""
-    if str(source) == EMBEDDED:
-        return Path(str(files("ovseg"))) / "clipart" / "weights" / "grounder"
-    return Path(source)
 
 
 def save_grounder(
@@ -110,7 +101,7 @@ def read_config(folder: str | Path) -> dict[str, Any]:
         FileNotFoundError: If there is no grounder in the folder.
         ValueError: If the file is not one of ours.
     """
-    path = grounder_folder(folder) / CONFIG
+    path = locate(folder, "grounder") / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"no grounder in {path.parent}: it has no {CONFIG}; `fit` writes one to "
@@ -131,7 +122,7 @@ def folder_digest(folder: str | Path) -> str:
     config = read_config(folder)
     facts = {key: config[key] for key in sorted(_NEEDED)}
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    total.update((grounder_folder(folder) / WEIGHTS).read_bytes())
+    total.update((locate(folder, "grounder") / WEIGHTS).read_bytes())
     return total.hexdigest()[:16]
 
 
@@ -146,7 +137,7 @@ def load_grounder(folder: str | Path, backbone: DiffusionBackbone | None = None)
         FileNotFoundError: If there is no grounder in the folder.
         ValueError: If class, weights or backbone do not fit; shows the difference.
     """
-    config, folder = read_config(folder), grounder_folder(folder)
+    config, folder = read_config(folder), locate(folder, "grounder")
     if backbone is not None:
         check_backbone(config, backbone, folder)
     grounder = _build(config, folder)

@@ -1,4 +1,4 @@
-"""What the modules share: optimizers, names of streams, results as a file."""
+"""What the modules share: names of streams, results as a file."""
 
 from __future__ import annotations
 
@@ -10,46 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import LightningModule
-from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 
 from ovseg.vocabulary import Vocabulary
 
 RESULTS = "results.json"
-
-
-def optimizers(
-    module: LightningModule, optimizer: OptimizerCallable, lr_scheduler: LRSchedulerCallable | None
-) -> Any:
-    """Return what `configure_optimizers` does; the scheduler steps once per training step.
-
-    Raises:
-        ValueError: If the module has no parameter to train.
-    """
-    parameters = [p for p in module.parameters() if p.requires_grad]
-    if not parameters:
-        raise ValueError(
-            f"{type(module).__name__} holds no parameter to train: use validate (with calibrate) "
-            "or test"
-        )
-    made = optimizer(parameters)
-    if lr_scheduler is None:
-        return made
-    scheduler = lr_scheduler(made)
-    rule: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
-    if isinstance(scheduler, ReduceLROnPlateau):
-        rule = {"scheduler": scheduler, "monitor": scheduler.monitor}
-    return {"optimizer": made, "lr_scheduler": rule}
-
-
-def need_vocabulary(vocabulary: Vocabulary | None) -> Vocabulary:
-    """Return the vocabulary that the data module gave.
-
-    Raises:
-        ValueError: If it gave none.
-    """
-    if vocabulary is None:
-        raise ValueError("the model needs a vocabulary: use a data module that has one")
-    return vocabulary
 
 
 def stream_names(module: LightningModule, stage: str) -> list[str]:

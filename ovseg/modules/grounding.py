@@ -7,27 +7,20 @@ from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ovseg.grounders.base import Grounder
 from ovseg.grounders.folder import load_grounder, save_grounder
 from ovseg.losses import grounding_loss, with_negatives
-from ovseg.modules.common import (
-    check_output,
-    check_writable,
-    need_vocabulary,
-    optimizers,
-    stream_names,
-    write_results,
-)
+from ovseg.modules.common import check_output, stream_names
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
+from ovseg.modules.scored import ScoredModule
 from ovseg.structures import Batch, FeatureSpec, entity_targets, to_label_map
 from ovseg.vocabulary import Vocabulary
 
 
-class GroundingModule(LightningModule):
+class GroundingModule(ScoredModule):
     """Train a grounder on the masks of the entities that the annotator found.
 
     `fit` ends by writing the grounder folder, which the other stages load. `test` writes
@@ -65,13 +58,11 @@ class GroundingModule(LightningModule):
         start: str | None = None,
         calibrate: bool = False,
     ) -> None:
-        super().__init__()
+        super().__init__(optimizer, lr_scheduler, vocabulary)
         if dice < 0 or negatives < 0:
             raise ValueError(f"dice and negatives must be >= 0, got {dice} and {negatives}")
         if feature_spec is None or text_width is None:
             raise ValueError("a grounding module reads a backbone's features: set data.backbone")
-        self.vocabulary = need_vocabulary(vocabulary)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.dice, self.negatives = dice, negatives
         self.output, self.start = output, start
         self.grounder = grounder(feature_spec, text_width)
@@ -139,21 +130,14 @@ class GroundingModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores; choose the threshold."""
-        results = self._report("val")
+        results = self.report("val")
         miou = torch.tensor([scores["miou"] for scores in results.values()]).nanmean()
         self.log("val/miou", miou, sync_dist=True, prog_bar=True)
         if self.calibration is not None and not self.trainer.sanity_checking:
             self.grounder.threshold = self.calibration.best()
 
-    def on_test_start(self) -> None:
-        """Fail before the work if the results cannot be written."""
-        check_writable(self.trainer.default_root_dir)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores and write results.json."""
-        write_results(self, self._report("test"))
-
-    def _report(self, kind: str) -> dict:
+    def report(self, kind: str) -> dict[str, dict]:
+        """Compute and log the scores of every stream."""
         results = {}
         for name, scores in zip(stream_names(self, kind), self.scores[kind], strict=True):
             results[name] = scores.compute()
@@ -184,7 +168,3 @@ class GroundingModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore the threshold."""
         self.grounder.threshold = checkpoint.get("threshold", self.grounder.threshold)
-
-    def configure_optimizers(self):
-        """Return the optimizer and its scheduler."""
-        return optimizers(self, self.optimizer, self.lr_scheduler)

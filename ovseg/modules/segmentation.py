@@ -4,20 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from ovseg.augment import Augmentation
 from ovseg.metrics import SegmentationIoU
-from ovseg.modules.common import (
-    by_class,
-    check_writable,
-    need_vocabulary,
-    optimizers,
-    stream_names,
-    write_results,
-)
+from ovseg.modules.common import by_class, stream_names
+from ovseg.modules.scored import ScoredModule
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
@@ -25,7 +18,7 @@ from ovseg.vocabulary import Vocabulary
 LOGGED = {"seen": "miou_seen", "unseen": "miou_unseen", "harmonic": "hiou", "mean": "miou"}
 
 
-class SegmentationModule(LightningModule):
+class SegmentationModule(ScoredModule):
     """Train a segmenter on label maps; score seen and unseen classes on named streams.
 
     `test` writes results.json: per stream `seen`, `unseen`, `harmonic`, `mean`, `background` and
@@ -51,9 +44,7 @@ class SegmentationModule(LightningModule):
         background_in_mean: bool = False,
         score_background: bool = True,
     ) -> None:
-        super().__init__()
-        self.vocabulary = need_vocabulary(vocabulary)
-        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        super().__init__(optimizer, lr_scheduler, vocabulary)
         self.augment = augment
         self.protocol = {
             "background_in_mean": background_in_mean,
@@ -103,17 +94,9 @@ class SegmentationModule(LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
-        self._report("val")
+        self.report("val")
 
-    def on_test_start(self) -> None:
-        """Fail before the work if the results cannot be written."""
-        check_writable(self.trainer.default_root_dir)
-
-    def on_test_epoch_end(self) -> None:
-        """Log the scores and write results.json."""
-        write_results(self, self._report("test"))
-
-    def _report(self, kind: str) -> dict:
+    def report(self, kind: str) -> dict[str, dict]:
         """Compute, log and reset the scores; those of the first stream also without its name."""
         results = {}
         for place, name in enumerate(stream_names(self, kind)):
@@ -126,7 +109,3 @@ class SegmentationModule(LightningModule):
             classes = by_class(scores.pop("per_class"), self.vocabulary)
             results[name] = {**scores, "per_class": classes, **self.protocol}
         return results
-
-    def configure_optimizers(self):
-        """Return the optimizer and its scheduler."""
-        return optimizers(self, self.optimizer, self.lr_scheduler)

@@ -13,7 +13,6 @@ import pickle
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +20,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ovseg.embedded import locate
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import IGNORE
 
@@ -81,8 +81,7 @@ class MMSegSegmenter(Segmenter):
         self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
         self.model = _build(cfg)
         if pretrained is not None:
-            if pretrained == "clipart":
-                pretrained = str(files("ovseg") / "clipart" / "weights" / "backbone.safetensors")
+            pretrained = str(locate(pretrained, "backbone.safetensors"))
             prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
             _load_weights(self.model.backbone, pretrained, prefixes, extra=("fc.",))
         if checkpoint is not None:

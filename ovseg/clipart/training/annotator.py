@@ -13,7 +13,7 @@ from tqdm import tqdm
 from ovseg.annotators.mmseg import save_annotator
 from ovseg.clipart.captions import draw_scene
 from ovseg.clipart.scenes import render, rng
-from ovseg.clipart.training.loop import train
+from ovseg.clipart.training.loop import first_process_first, train
 from ovseg.segmenters.mmseg import MMSegSegmenter
 from ovseg.vocabulary import Vocabulary
 
@@ -86,7 +86,8 @@ def train_annotator(
 ) -> None:
     """Train and save ``out/annotator``, the folder of an MMSegAnnotator."""
     vocabulary = Vocabulary.load("clipart")
-    pool, pool_labels = _reconstructions(folder, out, seed, device)
+    with first_process_first():
+        pool, pool_labels = _reconstructions(folder, out, seed, device)
     torch.manual_seed(seed)
     model = MMSegSegmenter(vocabulary.num_classes, model=MODEL).to(device)
 
@@ -113,4 +114,6 @@ def train_annotator(
             r = rng(seed + 403, step)
             picked = torch.from_numpy(r.integers(len(pool), size=64))
             trained(pool[picked].to(device))
-    save_annotator(trained.cpu().eval(), out / "annotator", vocabulary)
+    with first_process_first() as first:
+        if first:
+            save_annotator(trained.cpu().eval(), out / "annotator", vocabulary)

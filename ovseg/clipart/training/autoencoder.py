@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from ovseg.clipart.captions import draw_scene
 from ovseg.clipart.scenes import render
-from ovseg.clipart.training.loop import processes, train
+from ovseg.clipart.training.loop import first_process_first, train
 
 
 def pictures(seed: int, start: int, count: int, device: str = "cpu") -> Tensor:
@@ -100,15 +100,19 @@ def train_autoencoder(
         weight_decay=0.0,
         ema=0.99,
     )
-    if processes()[0]:
-        return
-    vae = trained.vae
-    with torch.no_grad():
-        x = pictures(seed + 201, 0, 512, device)
-        latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(64)])
-        spread = torch.linalg.eigvalsh(torch.cov(latents.movedim(1, 0).flatten(1))).sqrt()
-        whiten(vae, latents)
-        parts = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(64)]
-        mae = (torch.cat(parts) - x).abs().mean().item() / 2
+    with first_process_first() as first:
+        if first:
+            _save(trained.vae, folder, seed, device)
+
+
+@torch.no_grad()
+def _save(vae: AutoencoderKL, folder: Path, seed: int, device: str) -> None:
+    """Whiten the latents, tell how good the pictures are, and write ``folder/vae``."""
+    x = pictures(seed + 201, 0, 512, device)
+    latents = torch.cat([vae.encode(part).latent_dist.mode() for part in x.split(64)])
+    spread = torch.linalg.eigvalsh(torch.cov(latents.movedim(1, 0).flatten(1))).sqrt()
+    whiten(vae, latents)
+    parts = [vae.decode(vae.encode(part).latent_dist.mode()).sample for part in x.split(64)]
+    mae = (torch.cat(parts) - x).abs().mean().item() / 2
     print(f"autoencoder: mean absolute error {mae:.4f} of 1, spread before {spread.tolist()}")
     vae.save_pretrained(folder / "vae", safe_serialization=True)

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from ovseg.clipart.training.loop import train
+from ovseg.clipart.training.loop import first_process_first, train
 from ovseg.clipart.training.text import Contrast, captioned, tokenize
 from ovseg.segmenters.mmseg import IMAGENET_MEAN, IMAGENET_STD, MMSegSegmenter
 
@@ -70,4 +70,7 @@ def train_backbone(
         "backbone", contrast, loss, steps=steps, lr=2e-3, muon=True, out=out, weight_decay=0.02
     )
     state = trained.vision.backbone.state_dict()
-    save_file({k: v.cpu().contiguous() for k, v in state.items()}, out / "backbone.safetensors")
+    with first_process_first() as first:
+        if first:
+            state = {k: v.cpu().contiguous() for k, v in state.items()}
+            save_file(state, out / "backbone.safetensors")

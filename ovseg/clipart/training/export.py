@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import shutil
-from importlib.resources import files
 from pathlib import Path
 
 import torch
 from diffusers import StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
+
+from ovseg.embedded import WEIGHTS
 
 
 def _halve(path: Path) -> None:
@@ -30,24 +31,23 @@ def export(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:
 
     A part that was not trained yet is left as it is.
     """
-    weights = Path(str(files("ovseg"))) / "clipart" / "weights"
-    weights.mkdir(parents=True, exist_ok=True)
+    WEIGHTS.mkdir(parents=True, exist_ok=True)
     if (folder / "model_index.json").is_file():
         pipeline = StableDiffusionPipeline.from_pretrained(folder, safety_checker=None)
-        shutil.rmtree(weights / "pipeline", ignore_errors=True)
+        shutil.rmtree(WEIGHTS / "pipeline", ignore_errors=True)
         pipeline.to(dtype=torch.float16).save_pretrained(
-            weights / "pipeline", safe_serialization=True
+            WEIGHTS / "pipeline", safe_serialization=True
         )
-        for path in (weights / "pipeline").rglob("*.json"):
+        for path in (WEIGHTS / "pipeline").rglob("*.json"):
             if path.parent.name != "tokenizer":
                 _forget_origin(path)
     for name in ("annotator", "grounder"):
         if (out / name / "config.json").is_file():
-            shutil.rmtree(weights / name, ignore_errors=True)
-            shutil.copytree(out / name, weights / name)
-            _halve(weights / name / "model.safetensors")
+            shutil.rmtree(WEIGHTS / name, ignore_errors=True)
+            shutil.copytree(out / name, WEIGHTS / name)
+            _halve(WEIGHTS / name / "model.safetensors")
     if (out / "backbone.safetensors").is_file():
-        shutil.copy(out / "backbone.safetensors", weights)
-        _halve(weights / "backbone.safetensors")
-    for path in sorted(weights.rglob("*.safetensors")):
-        print(f"{path.relative_to(weights)}: {path.stat().st_size / 1e6:.2f} MB")
+        shutil.copy(out / "backbone.safetensors", WEIGHTS)
+        _halve(WEIGHTS / "backbone.safetensors")
+    for path in sorted(WEIGHTS.rglob("*.safetensors")):
+        print(f"{path.relative_to(WEIGHTS)}: {path.stat().st_size / 1e6:.2f} MB")

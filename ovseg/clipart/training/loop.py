@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import json
-import math
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -23,11 +23,8 @@ ENDS += ("vae.quant_conv", "vae.post_quant_conv", "preview", "vision.backbone.st
 
 
 def schedule(step: int, steps: int, warmup: int) -> float:
-    """Linear warm-up, flat until 60 %, then cosine to 2 %."""
-    if step < warmup:
-        return (step + 1) / warmup
-    rest = max(0.0, (step - 0.6 * steps) / (0.4 * steps))
-    return 0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * min(1.0, rest)))
+    """Linear warm-up, flat until 25 %, then linear to zero."""
+    return min((step + 1) / warmup, 1.0, (1 - step / steps) / 0.75)
 
 
 def save_atomic(state: dict, path: Path) -> None:
@@ -44,6 +41,21 @@ def processes() -> tuple[int, int]:
     if not dist.is_initialized():
         dist.init_process_group()
     return dist.get_rank(), dist.get_world_size()
+
+
+@contextmanager
+def first_process_first() -> Iterator[bool]:
+    """Let torchrun's first process go through a block before the others, which find its files.
+
+    Yields:
+        Whether this is the first process.
+    """
+    rank, world = processes()
+    if rank:
+        dist.barrier()
+    yield rank == 0
+    if world > 1 and not rank:
+        dist.barrier()
 
 
 def _average_gradients(model: nn.Module, world: int) -> None:

@@ -18,7 +18,7 @@ from transformers.convert_slow_tokenizer import bytes_to_unicode
 
 from ovseg.clipart.captions import caption, corpus, draw_scene
 from ovseg.clipart.scenes import render, rng
-from ovseg.clipart.training.loop import train
+from ovseg.clipart.training.loop import first_process_first, train
 
 MAX_LENGTH = 24
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -128,7 +128,10 @@ def train_text(
     folder: Path, out: Path, seed: int, device: str, steps: int = 1400, batch: int = 64
 ) -> None:
     """Train and save ``folder/tokenizer`` and ``folder/text_encoder`` (a CLIPTextModel)."""
-    tokenizer = train_tokenizer(folder / "tokenizer")
+    with first_process_first() as first:
+        if first:
+            train_tokenizer(folder / "tokenizer")
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=64,
@@ -154,7 +157,9 @@ def train_text(
     encoder = CLIPTextModel(config)
     trained = model.text.state_dict()
     encoder.load_state_dict({k: trained[_find(trained, k)] for k in encoder.state_dict()})
-    encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
+    with first_process_first() as first:
+        if first:
+            encoder.save_pretrained(folder / "text_encoder", safe_serialization=True)
 
 
 def _find(state: dict, key: str) -> str:

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ovseg.clipart.captions import caption, draw_scene
 from ovseg.clipart.scenes import rng
 from ovseg.clipart.training.autoencoder import pictures
-from ovseg.clipart.training.loop import train
+from ovseg.clipart.training.loop import first_process_first, train
 from ovseg.clipart.training.text import tokenize
 
 POOL = 40_000  # scenes; their captions are written afresh every time
@@ -110,7 +110,8 @@ def train_unet(
 ) -> None:
     """Train and save ``folder`` as a StableDiffusionPipeline, going on from a U-Net in it."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
-    pool = latent_pool(vae, out, seed, POOL, device)
+    with first_process_first():
+        pool = latent_pool(vae, out, seed, POOL, device)
     tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer")
     text = CLIPTextModel.from_pretrained(folder / "text_encoder").to(device).eval()
     noise = DDPMScheduler(**NOISE)
@@ -152,4 +153,6 @@ def train_unet(
         on_save=show,
         every=500,
     )
-    assemble(folder, unet.to("cpu")).save_pretrained(folder, safe_serialization=True)
+    with first_process_first() as first:
+        if first:
+            assemble(folder, unet.to("cpu")).save_pretrained(folder, safe_serialization=True)

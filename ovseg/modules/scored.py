@@ -1,0 +1,70 @@
+"""What a trained and scored module is, whatever it trains."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from typing import Any
+
+from lightning.pytorch import LightningModule
+from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
+
+from ovseg.modules.common import check_writable, write_results
+from ovseg.vocabulary import Vocabulary
+
+
+class ScoredModule(LightningModule):
+    """Base of the modules that `fit` trains and `test` scores on named streams.
+
+    Args:
+        optimizer: Makes the optimizer from the parameters.
+        lr_scheduler: Makes the scheduler, stepped every training step.
+        vocabulary: Linked from the data module.
+
+    Raises:
+        ValueError: If the data module has no vocabulary.
+    """
+
+    def __init__(
+        self,
+        optimizer: OptimizerCallable,
+        lr_scheduler: LRSchedulerCallable | None,
+        vocabulary: Vocabulary | None,
+    ) -> None:
+        super().__init__()
+        if vocabulary is None:
+            raise ValueError("the model needs a vocabulary: use a data module that has one")
+        self.vocabulary = vocabulary
+        self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+
+    @abstractmethod
+    def report(self, kind: str) -> dict[str, dict]:
+        """Compute, log and return the scores of every stream of "val" or "test"."""
+
+    def on_test_start(self) -> None:
+        """Fail before the work if the results cannot be written."""
+        check_writable(self.trainer.default_root_dir)
+
+    def on_test_epoch_end(self) -> None:
+        """Log the scores and write results.json."""
+        write_results(self, self.report("test"))
+
+    def configure_optimizers(self) -> Any:
+        """Return the optimizer and its scheduler, stepped once per training step.
+
+        Raises:
+            ValueError: If there is no parameter to train.
+        """
+        parameters = [p for p in self.parameters() if p.requires_grad]
+        if not parameters:
+            raise ValueError(
+                f"{type(self).__name__} holds no parameter to train: use validate (with "
+                "calibrate) or test"
+            )
+        made = self.optimizer(parameters)
+        if self.lr_scheduler is None:
+            return made
+        scheduler = self.lr_scheduler(made)
+        rule: dict[str, Any] = {"scheduler": scheduler, "interval": "step"}
+        if isinstance(scheduler, ReduceLROnPlateau):
+            rule = {"scheduler": scheduler, "monitor": scheduler.monitor}
+        return {"optimizer": made, "lr_scheduler": rule}
