@@ -20,6 +20,7 @@ VERBS = {
     "validate": ("ovseg.cli:run", "score on the validation streams"),
     "test": ("ovseg.cli:run", "score on the test streams and write results.json"),
     "predict": ("ovseg.cli:run", "write a stream of annotated samples as shards"),
+    "segment": ("ovseg.segment:main", "masks of named things in photographs"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),
     "report": ("ovseg.quickstart_report:main", "make a quickstart's report again"),
 }

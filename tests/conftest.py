@@ -110,3 +110,22 @@ def build_tiny_pipeline(folder: Path, size: int = 64) -> Path:
 def tiny_pipeline(tmp_path_factory) -> str:
     """Folder of a random text-to-image model: 64x64 images, latents 4x16x16, text width 32."""
     return str(build_tiny_pipeline(tmp_path_factory.mktemp("models") / "tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_grounder(tiny_pipeline, tmp_path_factory) -> Path:
+    """Folder of a random grounder of the tiny model."""
+    from ovseg.backbones.unet import UNetBackbone
+    from ovseg.grounders.folder import save_grounder
+    from ovseg.grounders.fusion import FusionGrounder
+
+    taps = ["down_blocks.0.attentions.0", "down_blocks.1.attentions.0"]
+    backbone = UNetBackbone(tiny_pipeline, taps, steps=2)
+    sizes = {"widths": (2, 3), "patch": 2, "layers": 1, "hidden": 16, "heads": 2, "ffn": 16}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(1)
+        grounder = FusionGrounder(backbone.feature_spec, backbone.text_width, **sizes)
+    grounder.threshold = 0.48
+    path = tmp_path_factory.mktemp("models") / "grounder"
+    save_grounder(grounder, path, backbone, Vocabulary.load("clipart"))
+    return path

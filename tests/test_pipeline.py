@@ -4,33 +4,15 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.backbones.unet import UNetBackbone
-from ovseg.grounders.folder import save_grounder
-from ovseg.grounders.fusion import FusionGrounder
-from ovseg.vocabulary import Vocabulary
-
-SIZES = {"widths": (2, 3), "patch": 2, "layers": 1, "hidden": 16, "heads": 2, "ffn": 16}
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_pipeline, tmp_path_factory):
-    torch.manual_seed(1)
-    taps = ["down_blocks.0.attentions.0", "down_blocks.1.attentions.0"]
-    backbone = UNetBackbone(tiny_pipeline, taps, steps=2)
-    grounder = FusionGrounder(backbone.feature_spec, backbone.text_width, **SIZES)
-    grounder.threshold = 0.48
-    path = tmp_path_factory.mktemp("pipeline") / "grounder"
-    save_grounder(grounder, path, backbone, Vocabulary.load("clipart"))
-    return path
-
-
-@pytest.fixture(scope="module")
-def pipe(folder):
-    return GroundedDiffusion.from_pretrained(folder)
+def pipe(tiny_grounder):
+    return GroundedDiffusion.from_pretrained(tiny_grounder)
 
 
 def test_one_prompt(pipe):
@@ -90,13 +72,13 @@ def test_the_name_as_whole_words(pipe):
     assert [e.span for e in found] == [(14, 18), (25, 28), (-1, -1)]
 
 
-def test_with_another_backbone(folder, pipe, tiny_pipeline):
+def test_with_another_backbone(tiny_grounder, pipe, tiny_pipeline):
     taps = list(pipe.backbone.feature_spec.taps)
     same = UNetBackbone(tiny_pipeline, taps, steps=2, guidance_scale=2.0)
-    assert GroundedDiffusion.from_pretrained(folder, backbone=same).backbone is same
+    assert GroundedDiffusion.from_pretrained(tiny_grounder, backbone=same).backbone is same
     with pytest.raises(ValueError, match="trained on features of another backbone"):
         GroundedDiffusion.from_pretrained(
-            folder, backbone=UNetBackbone(tiny_pipeline, taps, steps=2, tap_steps=(2,))
+            tiny_grounder, backbone=UNetBackbone(tiny_pipeline, taps, steps=2, tap_steps=(2,))
         )
 
 

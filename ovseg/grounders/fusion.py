@@ -8,7 +8,7 @@ the dot product with the mask embeddings comes before the upsampling to image si
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import reduce
+from functools import partial, reduce
 from itertools import groupby
 
 import torch
@@ -40,13 +40,18 @@ class Projection(nn.Conv2d):
         return reduce(torch.add, parts)
 
 
+NORMS = {
+    "batch": partial(nn.BatchNorm2d, eps=1e-4, momentum=0.1, affine=False),
+    "instance": partial(nn.InstanceNorm2d, eps=1e-4, affine=False),
+}
+
+
 class SegBlock(nn.Module):
     """Two spectrally normalised 3x3 convolutions around a rectified skip."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: str) -> None:
         super().__init__()
-        self.norm1 = nn.BatchNorm2d(width, eps=1e-4, momentum=0.1, affine=False)
-        self.norm2 = nn.BatchNorm2d(width, eps=1e-4, momentum=0.1, affine=False)
+        self.norm1, self.norm2 = NORMS[norm](width), NORMS[norm](width)
         self.conv1 = spectral_norm(nn.Conv2d(width, width, 3, padding=1), eps=1e-4)
         self.conv2 = spectral_norm(nn.Conv2d(width, width, 3, padding=1), eps=1e-4)
 
@@ -110,10 +115,12 @@ class FusionGrounder(Grounder):
         hidden: Width of the decoder.
         heads: Attention heads.
         ffn: Width of the decoder's feed-forward layers.
+        norm: "batch", with stored statistics at test, or "instance", the statistics of each image,
+            as in the authors' released test code, which never left training mode.
 
     Raises:
-        ValueError: If there are not as many widths as groups, or ``heads`` does not divide
-            ``hidden``.
+        ValueError: If there are not as many widths as groups, ``heads`` does not divide ``hidden``,
+            or the norm is unknown.
     """
 
     def __init__(
@@ -126,6 +133,7 @@ class FusionGrounder(Grounder):
         hidden: int = 512,
         heads: int = 8,
         ffn: int = 2048,
+        norm: str = "batch",
     ) -> None:
         super().__init__(feature_spec, text_width)
         self.groups = groups_by_stride(feature_spec)
@@ -140,6 +148,8 @@ class FusionGrounder(Grounder):
                 f"sizes must be >= 1 and hidden a multiple of heads, got {hidden=}, "
                 f"{heads=}, {patch=}, {layers=}, {ffn=}, widths={list(widths)}"
             )
+        if norm not in NORMS:
+            raise ValueError(f"norm must be one of {', '.join(NORMS)}, got {norm!r}")
         self.patch, self.stride, self.width = patch, strides[-1], sum(widths)
         per_map = feature_spec.steps * feature_spec.branches
         self.projections = nn.ModuleList(
@@ -147,7 +157,7 @@ class FusionGrounder(Grounder):
             for group, width in zip(self.groups, widths, strict=True)
         )
         merged = [sum(widths[: i + 1]) for i in range(len(widths))]
-        self.blocks = nn.ModuleList(SegBlock(width) for width in merged[1:] or merged)
+        self.blocks = nn.ModuleList(SegBlock(width, norm) for width in merged[1:] or merged)
         self.to_key = nn.Linear(self.width * patch**2, hidden, bias=False)
         self.to_query = nn.Linear(text_width, hidden, bias=False)
         self.decoder = nn.ModuleList(DecoderLayer(hidden, heads, ffn) for _ in range(layers))

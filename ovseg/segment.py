@@ -1,0 +1,189 @@
+"""``ovseg segment``: masks of named things in photographs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from ovseg.grounders.folder import folder_digest
+from ovseg.photos import find_photos, load_photo, locate
+from ovseg.pipeline import GroundedDiffusion
+from ovseg.report.pictures import overlay
+from ovseg.steps import write_text
+
+RECORD = "segments.json"
+"""What a photo's record is called, after its stem."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """Segment photos; those that are done with the same settings are left.
+
+    Returns:
+        2 if a photo could not be decoded (the others are done), else 0.
+
+    Raises:
+        FileNotFoundError: If a photo or the model is missing.
+        ValueError: If an argument is wrong.
+        PermissionError: If the folder cannot be written.
+    """
+    args = _parse(argv)
+    names = _names(args.names)
+    photos = find_photos(args.photos)
+    _check_different(photos)
+    if args.out.resolve() in {photo.resolve().parent for photo in photos}:
+        raise ValueError(f"--out {args.out} is a folder of the photos: choose another one")
+    settings = {key: getattr(args, key) for key in ("prompt", "seed", "samples", "tiled")}
+    facts = {"names": names, "model": folder_digest(args.model), **settings}
+    facts["min_area"] = args.min_area
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise PermissionError(f"cannot write to {args.out} ({error.strerror})") from None
+    pending = [p for p in photos if not _done(args.out / f"{p.stem}.{RECORD}", facts)]
+    failed = 0
+    if pending:
+        model = GroundedDiffusion.from_pretrained(args.model).to(args.device)
+        for path in tqdm(pending, desc="photos", initial=len(photos) - len(pending)):
+            try:
+                photo = load_photo(path)
+            except ValueError as error:
+                tqdm.write(f"ovseg segment: {error}", file=sys.stderr)
+                failed += 1
+                continue
+            results = segment(model, photo, names, args.min_area, settings)
+            write(args.out, path, photo, *results, facts)
+    print(f"{len(photos) - failed} of {len(photos)} photos are in {args.out}")
+    return 2 if failed else 0
+
+
+def segment(
+    model: GroundedDiffusion, photo: Image.Image, names: list[str], min_area: float, settings: dict
+) -> tuple[np.ndarray, dict[str, dict]]:
+    """Find names in a photo.
+
+    Returns:
+        Label map ``(H, W)`` uint8: 0 where no name is, else 1 + the place of the likeliest name in
+        ``names``; and of each name its id, the share of the photo that its mask covers, the mean
+        probability there ("score") and the largest ("peak"), and whether it is in the picture.
+    """
+    labels = np.zeros((photo.height, photo.width), np.uint8)
+    best = np.full(labels.shape, 0.5, np.float32)
+    found = {}
+    maps = zip(names, locate(model, photo, names, **settings), strict=True)
+    for place, (name, soft) in enumerate(maps, start=1):
+        mask = soft >= 0.5
+        found[name] = {
+            "id": place,
+            "present": bool(mask.mean() >= min_area),
+            "area": round(float(mask.mean()), 6),
+            "score": round(float(soft[mask].mean()), 4) if mask.any() else None,
+            "peak": round(float(soft.max()), 4),
+        }
+        if found[name]["present"]:
+            wins = soft >= best
+            labels[wins], best[wins] = place, soft[wins]
+    return labels, found
+
+
+def write(
+    out: Path, path: Path, photo: Image.Image, labels: np.ndarray, found: dict, facts: dict
+) -> None:
+    """Write ``STEM.labels.png``, ``STEM.overlay.png`` and, last, ``STEM.segments.json``."""
+    picture = Image.fromarray(labels)
+    picture.putpalette([value for i in range(256) for value in voc_color(i)])
+    for part, image in (("labels", picture), ("overlay", draw(photo, labels, found))):
+        partial = out / f".{path.stem}.{part}.tmp"
+        image.save(partial, format="PNG")
+        os.replace(partial, out / f"{path.stem}.{part}.png")
+    size = {"width": photo.width, "height": photo.height}
+    record = {"photo": str(path), **size, "found": found, "settings": facts}
+    write_text(out / f"{path.stem}.{RECORD}", json.dumps(record, indent=2) + "\n")
+
+
+def draw(photo: Image.Image, labels: np.ndarray, found: dict[str, dict]) -> Image.Image:
+    """Paint the masks over a photo of at most 1024 pixels, with a list of the names below."""
+    scale = min(1024 / max(photo.size), 1 if max(photo.size) > 256 else 4)
+    size = tuple(max(1, round(side * scale)) for side in photo.size)
+    picture = photo.resize(size, Image.Resampling.BICUBIC).convert("RGBA")
+    small = np.asarray(Image.fromarray(labels).resize(size, Image.Resampling.NEAREST))
+    for facts in found.values():
+        layer = overlay(small == facts["id"], voc_color(facts["id"]))
+        picture.alpha_composite(Image.fromarray(layer))
+    font = ImageFont.load_default(size=14)
+    table = Image.new("RGB", (max(size[0], 260), size[1] + 20 * len(found)), "white")
+    table.paste(picture.convert("RGB"))
+    pen = ImageDraw.Draw(table)
+    for row, (name, facts) in enumerate(found.items()):
+        y = size[1] + 20 * row
+        there = f"{name}  {facts['score']:.2f}" if facts["present"] else f"{name}: not found"
+        pen.rectangle((4, y + 4, 16, y + 16), fill=voc_color(facts["id"]))
+        pen.text((24, y + 2), there, font=font, fill="black" if facts["present"] else "gray")
+    return table
+
+
+def voc_color(number: int) -> tuple[int, int, int]:
+    """Return the colour of PASCAL VOC's palette: the bits of the number, dealt to three bytes."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return tuple(color)
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="ovseg segment", description="Masks of named things in photographs."
+    )
+    parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
+    parser.add_argument("--names", required=True, help='what to find: "cat, sofa, potted plant"')
+    parser.add_argument("--out", type=Path, required=True, help="folder of the results")
+    parser.add_argument("--model", default="clipart", help="a grounder folder (clipart)")
+    parser.add_argument("--prompt", default="", help="what the photos show (the names)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
+    parser.add_argument("--samples", type=int, default=1, help="noise samples to average (1)")
+    parser.add_argument(
+        "--tiled", action="store_true", help="look at overlapping squares, not the whole squeezed"
+    )
+    parser.add_argument(
+        "--min-area", type=float, default=0.001, help="least share of a photo that counts (0.001)"
+    )
+    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    args = parser.parse_args(argv)
+    if args.samples < 1 or not 0 <= args.min_area < 1 or args.seed < 0:
+        raise ValueError(
+            "--samples must be >= 1, --seed >= 0 and --min-area in [0, 1), got "
+            f"{args.samples}, {args.seed} and {args.min_area}"
+        )
+    return args
+
+
+def _names(text: str) -> list[str]:
+    names = [name.strip() for name in text.split(",")]
+    if not all(names) or len(set(names)) < len(names) or len(names) > 255:
+        raise ValueError(f'--names must be 1 to 255 different names, "cat, sofa"; got {text!r}')
+    return names
+
+
+def _check_different(photos: Sequence[Path]) -> None:
+    first: dict[str, Path] = {}
+    for photo in photos:
+        if (other := first.setdefault(photo.stem, photo)) is not photo:
+            raise ValueError(
+                f"{other} and {photo} would both be written as {photo.stem}: do them into two "
+                "folders"
+            )
+
+
+def _done(record: Path, facts: dict) -> bool:
+    if not record.is_file():
+        return False
+    return json.loads(record.read_text(encoding="utf-8")).get("settings") == facts
