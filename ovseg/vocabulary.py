@@ -40,13 +40,13 @@ class VocabularyClass:
 class Vocabulary:
     """The classes of a data set and one of its splits into seen and unseen.
 
-    Id 0 is background, ids 1..N are the classes in file order, 255 is ignore.
+    `splits` names all of them. Id 0 is background, ids 1..N are the classes in file order, 255 is ignore.
     """
 
     def __init__(self, name: str, classes: Sequence[VocabularyClass], splits: dict, split: str):
         self.name = name
         self.classes = tuple(classes)
-        self.split = str(split)
+        self.split, self.splits = str(split), tuple(splits)
         self._by_word = {
             word.lower(): c.id
             for c in self.classes

@@ -1,4 +1,4 @@
-"""Measure the clip-art world that is in the package: annotator, generated images, contact sheet.
+"""Measure the clip-art world that is in the package: what it draws, what its language says.
 
 python tools/measure_clipart.py --out runs/clipart_measured
 """
@@ -13,8 +13,18 @@ import torch
 
 from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.backbones.unet import UNetBackbone
-from ovseg.clipart.training.measure import annotator_iou, contact_sheet, generated_share
+from ovseg.clipart.training.measure import (
+    annotator_iou,
+    contact_sheet,
+    copying,
+    generated_share,
+    language,
+    named_colors,
+)
 from ovseg.vocabulary import Vocabulary
+
+TAPS = ("down_blocks.1.attentions.0", "mid_block", "up_blocks.1.attentions.1", "up_blocks.2")
+"""Where the features are read that names must be told by."""
 
 
 def main() -> None:
@@ -35,14 +45,17 @@ def main() -> None:
     annotator = MMSegAnnotator(args.annotator, classes="all").to(args.device)
     annotator.bind(vocabulary)
     backbone = UNetBackbone(
-        args.model, ["mid_block"], steps=args.steps, guidance_scale=args.guidance
+        args.model, list(TAPS), steps=args.steps, guidance_scale=args.guidance
     ).to(args.device)
     result = {"annotator": annotator_iou(annotator, vocabulary, args.scenes)}
     for objects, name in ((1, "one_object"), (2, "two_objects")):
         result[name], images = generated_share(
             backbone, annotator, vocabulary, objects, args.images
         )
-        contact_sheet(images, args.out / f"{name}.png")
+        contact_sheet(images[:40], args.out / f"{name}.png")
+    result["copying"] = copying(images)
+    result["right_color"] = named_colors(backbone, annotator, vocabulary, args.images // 2)
+    result["language"] = language(backbone, annotator, vocabulary, args.images)
     text = json.dumps(result, indent=2)
     (args.out / "clipart.json").write_text(text + "\n", encoding="utf-8")
     print(text)
