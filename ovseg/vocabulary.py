@@ -40,7 +40,8 @@ class VocabularyClass:
 class Vocabulary:
     """The classes of a data set and one of its splits into seen and unseen.
 
-    `splits` names all of them. Id 0 is background, ids 1..N are the classes in file order, 255 is ignore.
+    `splits` names all of them. Id 0 is background, ids 1..N are the classes in file order, 255 is
+    ignore.
     """
 
     def __init__(self, name: str, classes: Sequence[VocabularyClass], splits: dict, split: str):
