@@ -84,3 +84,13 @@ def _other_architecture(text: str) -> str:
     detail = f", {shape[1]} in the checkpoint and {shape[2]} in the model" if shape else ""
     name = first[1] if first else "unknown"
     return f"the checkpoint is of another architecture: it does not fit at {name}{detail}"
+
+
+def mmseg_hint(error: ImportError) -> str:
+    """Say in one line what an import error of MMSegmentation means."""
+    if "libGL" in str(error) or "libgthread" in str(error):
+        return f"OpenCV needs a system library ({error}): install libgl1 (Debian) or mesa-libGL"
+    return (
+        f"MMSegmentation does not import ({error}): install onedl-mmengine, onedl-mmcv and "
+        "onedl-mmsegmentation"
+    )

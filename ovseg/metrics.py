@@ -13,6 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovseg.controls import other, two_objects
+from ovseg.errors import mmseg_hint
 from ovseg.structures import IGNORE
 
 EXACT = 2**24
@@ -30,10 +31,7 @@ def mmseg_iou_metric() -> type:
         try:
             from mmseg.evaluation.metrics.iou_metric import IoUMetric
         except ImportError as error:
-            raise ImportError(
-                f"the metric is MMSegmentation's, which does not import: {error} (OpenCV needs the "
-                "system library libGL: install libgl1)"
-            ) from error
+            raise ImportError(mmseg_hint(error)) from error
     return IoUMetric
 
 

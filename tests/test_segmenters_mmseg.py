@@ -4,7 +4,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from ovseg.segmenters.mmseg import MMSegSegmenter, import_hint
+from ovseg.errors import mmseg_hint
+from ovseg.segmenters.mmseg import MMSegSegmenter
 
 NORM = {"type": "SyncBN"}
 
@@ -166,6 +167,6 @@ def test_bad_input_is_named(segmenter, tmp_path):
 
 
 def test_a_missing_system_library_is_named():
-    hint = import_hint(ImportError("libGL.so.1: cannot open shared object file"))
+    hint = mmseg_hint(ImportError("libGL.so.1: cannot open shared object file"))
     assert "libgl1" in hint and "\n" not in hint
-    assert "onedl-mmsegmentation" in import_hint(ImportError("No module named 'mmseg'"))
+    assert "onedl-mmsegmentation" in mmseg_hint(ImportError("No module named 'mmseg'"))

@@ -21,6 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.embedded import locate
+from ovseg.errors import mmseg_hint
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import IGNORE
 
@@ -159,7 +160,7 @@ def _quiet():
             import mmseg.models  # noqa: F401 - registers the models
             from mmengine.logging import MMLogger
         except ImportError as error:
-            raise ImportError(import_hint(error)) from error
+            raise ImportError(mmseg_hint(error)) from error
         logger = MMLogger.get_current_instance()
         level = logger.level
         logger.setLevel(logging.ERROR)
@@ -167,16 +168,6 @@ def _quiet():
             yield
         finally:
             logger.setLevel(level)
-
-
-def import_hint(error: ImportError) -> str:
-    """Say in one line what an import error of MMSegmentation means."""
-    if "libGL" in str(error) or "libgthread" in str(error):
-        return f"OpenCV needs a system library ({error}): install libgl1 (Debian) or mesa-libGL"
-    return (
-        f"MMSegmentation does not import ({error}): install onedl-mmengine, onedl-mmcv and "
-        "onedl-mmsegmentation"
-    )
 
 
 def _read_config(path: str) -> dict:

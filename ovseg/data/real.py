@@ -1,0 +1,178 @@
+"""Real images with label maps, through MMSegmentation's own dataset classes and transforms."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import pad
+
+from ovseg.data.base import Stream
+from ovseg.errors import mmseg_hint
+from ovseg.structures import IGNORE, Batch
+from ovseg.vocabulary import Vocabulary
+
+OTHERS = ("ignore", "background")
+
+
+class MMSegDataset(Stream):
+    """A dataset of MMSegmentation, its classes mapped to the vocabulary's by their names.
+
+    Images of a batch keep their size: smaller ones are padded at the right and at the bottom, and
+    the padding is ignored. For scores that no padding touches take batches of one.
+
+    Random transforms draw from numpy's global generator, which `seed_everything` seeds.
+
+    Args:
+        dataset: As in MMSegmentation's configs, without a pipeline: ``{type: PascalVOCDataset,
+            data_root: ..., ann_file: ..., data_prefix: {img_path: ..., seg_map_path: ...}}``.
+        transforms: Transforms of MMSegmentation between loading and packing, e.g. RandomCrop.
+        classes: Whose masks may be used: "all", or "seen", which makes the pixels of unseen classes
+            ignore, never background.
+        others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
+        limit: Take the first images only.
+
+    Raises:
+        ValueError: If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        dataset: dict,
+        transforms: list[dict] | None = None,
+        classes: str = "all",
+        others: str = "ignore",
+        limit: int | None = None,
+    ) -> None:
+        if classes not in ("all", "seen") or others not in OTHERS:
+            raise ValueError(
+                f"classes must be all or seen, others {' or '.join(OTHERS)}; got {classes!r} and "
+                f"{others!r}"
+            )
+        if "pipeline" in dataset:
+            raise ValueError("the dataset's pipeline is made here: give `transforms` instead")
+        if limit is not None and limit < 1:
+            raise ValueError(f"limit must be >= 1 or null, got {limit}")
+        self.config, self.transforms = dict(dataset), list(transforms or [])
+        self.classes, self.others, self.limit = classes, others, limit
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Open the dataset, and map its classes to the vocabulary's.
+
+        Raises:
+            FileNotFoundError: If a folder, list, image or label map is missing.
+            ValueError: If the dataset cannot be built, holds no image, or has no class in common
+                with the vocabulary.
+        """
+        super().bind(vocabulary)
+        self.dataset = _build(self.config, self.transforms)
+        self.size = min(len(self.dataset), self.limit or len(self.dataset))
+        self._check_files()
+        table = torch.full((IGNORE + 1,), IGNORE)
+        names = self.dataset.metainfo.get("classes") or ()
+        for number, name in enumerate(names):
+            table[number] = self._id_of(name)
+        self.table, self.count = table, len(names)
+        if not ((table > 0) & (table < IGNORE)).any():
+            raise ValueError(
+                f"the dataset's classes ({', '.join(names[:5])}, ...) and vocabulary "
+                f"{vocabulary.name!r} have none in common"
+            )
+        if self.classes == "seen":
+            table[torch.isin(table, torch.tensor(vocabulary.unseen))] = IGNORE
+
+    def __len__(self) -> int:
+        return self.size
+
+    def __getitem__(self, positions: Sequence[int]) -> Batch:
+        """Read these images and label maps."""
+        pairs = [self._read(int(p)) for p in positions]
+        height = max(labels.shape[0] for _, labels in pairs)
+        width = max(labels.shape[1] for _, labels in pairs)
+
+        def grown(values: Tensor, fill: int) -> Tensor:
+            room = (0, width - values.shape[-1], 0, height - values.shape[-2])
+            return pad(values, room, value=fill)
+
+        return Batch(
+            indices=torch.as_tensor(list(positions), dtype=torch.long),
+            images=torch.stack([grown(image, 0) for image, _ in pairs]),
+            labels=torch.stack([grown(labels, IGNORE) for _, labels in pairs]),
+        )
+
+    def _id_of(self, name: str) -> int:
+        if name == "background":
+            return 0
+        try:
+            return self.vocabulary.id_of(name)
+        except ValueError:
+            return 0 if self.others == "background" else IGNORE
+
+    def _read(self, position: int) -> tuple[Tensor, Tensor]:
+        """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
+        packed = self.dataset.prepare_data(position)
+        sample = packed["data_samples"]
+        labels = sample.gt_sem_seg.data[0].long()
+        image = packed["inputs"].flip(0)  # from OpenCV's BGR
+        if image.shape[1:] != labels.shape:
+            raise ValueError(
+                f"{sample.img_path} is {tuple(image.shape[1:])}, its label map "
+                f"{tuple(labels.shape)}: they must have the same size"
+            )
+        wrong = (labels >= self.count) & (labels != IGNORE)
+        if wrong.any():
+            raise ValueError(
+                f"{sample.seg_map_path} has the id {int(labels[wrong][0])}; the dataset has "
+                f"{self.count} classes and {IGNORE} for ignore"
+            )
+        return image, self.table[labels]
+
+    def _check_files(self) -> None:
+        missing = [
+            info[key]
+            for info in map(self.dataset.get_data_info, range(self.size))
+            for key in ("img_path", "seg_map_path")
+            if not Path(info.get(key) or "?").is_file()
+        ]
+        if missing:
+            raise FileNotFoundError(
+                f"{len(missing)} of the dataset's files are missing, the first is {missing[0]}"
+            )
+
+
+def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            import mmseg.datasets  # noqa: F401 - registers datasets and transforms
+            from mmengine.registry import DefaultScope
+            from mmseg.registry import DATASETS
+        except ImportError as error:
+            raise ImportError(mmseg_hint(error)) from error
+        pipeline = [
+            {"type": "LoadImageFromFile"},
+            {"type": "LoadAnnotations"},
+            *(dict(step) for step in transforms),
+            {"type": "PackSegInputs"},
+        ]
+        with DefaultScope.overwrite_default_scope("mmseg"):
+            try:
+                return DATASETS.build({**dataset, "pipeline": pipeline})
+            except (AssertionError, FileNotFoundError) as error:
+                root = dataset.get("data_root") or "."
+                raise FileNotFoundError(
+                    f"no {dataset.get('type')} in {Path(root).absolute()}: {_what(error, dataset)}"
+                ) from None
+            except (KeyError, TypeError, ValueError) as error:
+                raise ValueError(
+                    f"cannot build the dataset {dict(dataset)} (is it empty?): {error}"
+                ) from None
+
+
+def _what(error: Exception, dataset: Mapping[str, Any]) -> str:
+    wanted = {k: dataset[k] for k in ("ann_file", "data_prefix") if k in dataset}
+    return str(error) or f"it needs {wanted}"

@@ -1,0 +1,193 @@
+"""ovseg.data.real on trees of the true layouts, written here."""
+
+from __future__ import annotations
+
+import functools
+import json
+
+import numpy as np
+import pytest
+import torch
+from acme.segmenter import PixelSegmenter
+from PIL import Image
+from toy_data import quiet_trainer
+
+from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.data.real import MMSegDataset
+from ovseg.modules.segmentation import SegmentationModule
+from ovseg.vocabulary import Vocabulary
+
+VOC = Vocabulary.load("voc", "zs3")
+CAR, SHEEP, TV = (VOC.id_of(word) for word in ("car", "sheep", "tv"))
+SIZES = [(20, 30), (30, 16), (24, 24)]  # height, width
+
+
+@pytest.fixture(scope="module")
+def devkit(tmp_path_factory):
+    """Write a VOC2012 of three photos: label maps are palette PNGs, borders are 255."""
+    root = tmp_path_factory.mktemp("voc") / "VOC2012"
+    for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
+        (root / folder).mkdir(parents=True)
+    r = np.random.default_rng(0)
+    for n, (height, width) in enumerate(SIZES):
+        color = [(200, 30, 40), (20, 180, 30), (10, 40, 220)][n]
+        Image.new("RGB", (width, height), color).save(root / f"JPEGImages/p{n}.jpg", quality=95)
+        labels = r.choice([0, CAR, SHEEP, TV, 255], size=(height, width)).astype(np.uint8)
+        picture = Image.fromarray(labels)
+        picture.putpalette([v for c in VOC.palette for v in c] + [0] * (768 - 63))
+        picture.save(root / f"SegmentationClass/p{n}.png")
+    (root / "ImageSets/Segmentation/val.txt").write_text("p0\np1\np2\n")
+    return root
+
+
+def config(root, **changes) -> dict:
+    return {
+        "type": "PascalVOCDataset",
+        "data_root": str(root),
+        "ann_file": "ImageSets/Segmentation/val.txt",
+        "data_prefix": {"img_path": "JPEGImages", "seg_map_path": "SegmentationClass"},
+        **changes,
+    }
+
+
+def truth(root, n: int) -> np.ndarray:
+    with Image.open(root / f"SegmentationClass/p{n}.png") as picture:
+        return np.asarray(picture).astype(np.int64)
+
+
+def stream(root, vocabulary=VOC, dataset=None, **arguments) -> MMSegDataset:
+    made = MMSegDataset(dataset or config(root), **arguments)
+    made.bind(vocabulary)
+    return made
+
+
+def test_images_are_rgb_and_labels_the_datasets_own(devkit):
+    real = stream(devkit)
+    assert len(real) == 3 and len(stream(devkit, limit=2)) == 2
+    for n, (height, width) in enumerate(SIZES):
+        batch = real[[n]]
+        assert batch.images.shape == (1, 3, height, width) and batch.images.dtype == torch.uint8
+        assert np.array_equal(batch.labels[0].numpy(), truth(devkit, n))
+    red = real[[0]].images[0].float().mean((1, 2))
+    assert (red - torch.tensor([200.0, 30, 40])).abs().max() < 5
+
+
+def test_a_batch_of_unequal_sizes_is_padded_with_what_is_ignored(devkit):
+    batch = stream(devkit)[[1, 0]]
+    assert batch.indices.tolist() == [1, 0] and batch.images.shape == (2, 3, 30, 30)
+    assert np.array_equal(batch.labels[0, :30, :16].numpy(), truth(devkit, 1))
+    assert np.array_equal(batch.labels[1, :20, :30].numpy(), truth(devkit, 0))
+    assert (batch.labels[0, :, 16:] == 255).all() and (batch.labels[1, 20:] == 255).all()
+    assert (batch.images[0, :, :, 16:] == 0).all()
+
+
+def test_pixels_of_unseen_classes_are_ignored_for_training(devkit):
+    labels = stream(devkit, classes="seen")[[2]].labels[0].numpy()
+    before = truth(devkit, 2)
+    assert np.array_equal(labels, np.where(np.isin(before, [SHEEP, TV]), 255, before))
+
+
+def test_classes_are_matched_by_name_and_others_are_a_choice(tmp_path):
+    for folder in ("images", "labels"):
+        (tmp_path / folder).mkdir()
+    Image.new("RGB", (4, 2)).save(tmp_path / "images/a.png")
+    labels = np.array([[1, 2, 3, 0], [3, 3, 1, 2]], np.uint8)
+    Image.fromarray(labels).save(tmp_path / "labels/a.png")
+    dataset = {
+        "type": "BaseSegDataset",
+        "data_root": str(tmp_path),
+        "img_suffix": ".png",
+        "reduce_zero_label": True,  # 0 is unlabelled, as in ADE20K
+        "metainfo": {"classes": ["wall", "television", "automobile"]},
+        "data_prefix": {"img_path": "images", "seg_map_path": "labels"},
+    }
+    ignored = stream(None, dataset=dataset)[[0]].labels[0].tolist()
+    assert ignored == [[255, TV, CAR, 255], [CAR, CAR, 255, TV]]
+    kept = stream(None, dataset=dataset, others="background")[[0]].labels[0].tolist()
+    assert kept == [[0, TV, CAR, 255], [CAR, CAR, 0, TV]]
+
+
+def test_transforms_are_mmsegmentations(devkit):
+    crop = [{"type": "RandomCrop", "crop_size": (8, 12)}, {"type": "RandomFlip", "prob": 1.0}]
+    real = stream(devkit, transforms=crop)
+    np.random.seed(3)
+    first = real[[0, 1, 2]]
+    np.random.seed(3)
+    again = real[[0, 1, 2]]
+    assert first.images.shape == (3, 3, 8, 12) and torch.equal(first.labels, again.labels)
+    # each crop stands somewhere in its mirrored label map
+    for n in range(3):
+        whole = truth(devkit, n)[:, ::-1]
+        windows = np.lib.stride_tricks.sliding_window_view(whole, (8, 12))
+        assert (windows == first.labels[n].numpy()).all((2, 3)).any()
+
+
+def test_a_segmenter_is_scored_on_it_at_the_labels_own_sizes(devkit, tmp_path):
+    """By a plain loop; the padding of a batch changes nothing for a pixelwise segmenter."""
+    scores = {}
+    for batch_size in (1, 3):
+        real = MMSegDataset(config(devkit))
+        data = SyntheticDataModule("voc", "zs3", batch_size, test={"val": real})
+        model = SegmentationModule(
+            PixelSegmenter, functools.partial(torch.optim.SGD, lr=0.1), vocabulary=data.vocabulary
+        )
+        with torch.no_grad():  # so that it says car, sheep, tv by the colour
+            weights = model.segmenter.layers
+            for layer in (weights[0], weights[2], weights[4]):
+                layer.weight.zero_()
+                layer.bias.zero_()
+            for channel, class_id in enumerate((CAR, SHEEP, TV)):
+                weights[0].weight[channel, channel] = weights[2].weight[channel, channel] = 1
+                weights[4].weight[class_id, channel] = 1
+        folder = tmp_path / str(batch_size)
+        quiet_trainer(folder).test(model, data, verbose=False)
+        scores[batch_size] = json.loads((folder / "results.json").read_text())["val"]
+    assert scores[1] == scores[3]
+    for n, class_id in enumerate((CAR, SHEEP, TV)):  # photo n is of that colour alone
+        both = (truth(devkit, n) == class_id).sum()
+        said = (truth(devkit, n) != 255).sum()
+        there = sum((truth(devkit, m) == class_id).sum() for m in range(3))
+        iou = 100 * both / (said + there - both)
+        assert scores[1]["per_class"][VOC[class_id].key] == pytest.approx(iou, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"ann_file": "ImageSets/none.txt"}, "no PascalVOCDataset in .*none.txt"),
+        ({"data_prefix": {"img_path": "x", "seg_map_path": "y"}}, "no PascalVOCDataset in"),
+        ({"data_prefix": {"img_path": "JPEGImages", "seg_map_path": "y"}}, "3 of the .* missing"),
+        ({"type": "NoSuchDataset"}, "NoSuchDataset"),
+        ({"colour": 3}, "colour"),
+    ],
+)
+def test_what_is_missing_is_said(devkit, changes, message):
+    with pytest.raises((FileNotFoundError, ValueError), match=message):
+        stream(devkit, dataset=config(devkit, **changes))
+
+
+def test_refusals(devkit, tmp_path):
+    with pytest.raises(ValueError, match="all or seen"):
+        MMSegDataset(config(devkit), classes="unseen")
+    with pytest.raises(ValueError, match="give `transforms`"):
+        MMSegDataset(config(devkit, pipeline=[]))
+    with pytest.raises(ValueError, match="limit"):
+        MMSegDataset(config(devkit), limit=0)
+    (devkit / "ImageSets/Segmentation/none.txt").write_text("")
+    with pytest.raises(ValueError, match="is it empty"):
+        stream(devkit, dataset=config(devkit, ann_file="ImageSets/Segmentation/none.txt"))
+    for name, labels, message in (
+        ("shape", np.zeros((5, 5), np.uint8), "same size"),
+        ("ids", np.full((4, 6), 77, np.uint8), "has the id 77"),
+    ):
+        Image.new("RGB", (6, 4)).save(devkit / f"JPEGImages/{name}.jpg")
+        Image.fromarray(labels).save(devkit / f"SegmentationClass/{name}.png")
+        (devkit / f"ImageSets/Segmentation/{name}.txt").write_text(f"{name}\n")
+        wrong = config(devkit, ann_file=f"ImageSets/Segmentation/{name}.txt")
+        with pytest.raises(ValueError, match=message):
+            stream(devkit, dataset=wrong)[[0]]
+    (tmp_path / "a.yaml").write_text(
+        "name: pets\nclasses: [{key: hamster, color: [1, 2, 3]}]\nsplits: {'1': []}\n"
+    )
+    with pytest.raises(ValueError, match="none in common"):
+        stream(devkit, vocabulary=Vocabulary.load(str(tmp_path / "a.yaml")))
