@@ -84,6 +84,8 @@ def test_a_batch_of_unequal_sizes_is_padded_with_what_is_ignored(devkit):
 def test_pixels_of_unseen_classes_are_ignored_for_training(devkit):
     labels = stream(devkit, classes="seen")[[2]].labels[0].numpy()
     before = truth(devkit, 2)
+    assert stream(devkit, classes="seen").taught_classes() == set(VOC.seen)
+    assert stream(devkit).taught_classes() == {*VOC.seen, *VOC.unseen}
     assert np.array_equal(labels, np.where(np.isin(before, [SHEEP, TV]), 255, before))
 
 

@@ -50,6 +50,10 @@ class DrawnScenes(Stream):
                 f"{vocabulary.name!r}; use the clipart vocabulary"
             )
 
+    def taught_classes(self) -> set[int]:
+        """Return the classes that are drawn: their masks are exact."""
+        return set(self.vocabulary.select("all" if self.classes == "mixed" else self.classes))
+
     def __len__(self) -> int:
         return self.size
 

@@ -30,6 +30,13 @@ class Stream(Dataset, ABC):
     def to(self, device: torch.device) -> None:  # noqa: B027 - optional: most streams hold no module
         """Move the modules that `complete` uses to the device."""
 
+    def taught_classes(self) -> set[int]:
+        """Ids of the classes of which somebody drew masks that these labels come from.
+
+        True masks count, and those of a detector that was trained with such. Known after `bind`.
+        """
+        return set()
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""

@@ -90,6 +90,11 @@ class LiveStream(Stream):
             "shard_size": self.shard_size,
         }
 
+    def taught_classes(self) -> set[int]:
+        """Return the classes that the annotator is asked for and was trained with."""
+        facts = self.annotator.describe()
+        return set(facts.get("requested_classes") or ()) & set(facts.get("trained_on") or ())
+
     def __len__(self) -> int:
         return self.size
 

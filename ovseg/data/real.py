@@ -85,6 +85,10 @@ class MMSegDataset(Stream):
         if self.classes == "seen":
             table[torch.isin(table, torch.tensor(vocabulary.unseen))] = IGNORE
 
+    def taught_classes(self) -> set[int]:
+        """Return the classes that are not ignored."""
+        return {int(i) for i in self.table.unique() if 0 < i < IGNORE}
+
     def __len__(self) -> int:
         return self.size
 

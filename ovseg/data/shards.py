@@ -75,6 +75,15 @@ class ShardStream(Stream):
                     f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
                 )
 
+    def taught_classes(self) -> set[int]:
+        """Return the classes that the annotator has found and was trained with."""
+        found = {
+            self.vocabulary.id_of(key)
+            for key, count in self.manifest["counts"]["classes"].items()
+            if count["found"]
+        }
+        return found & set(self.manifest["annotator"].get("trained_on") or ())
+
     def __len__(self) -> int:
         return min(self._ends[-1], self.limit or self._ends[-1])
 

@@ -39,6 +39,7 @@ class GroundingModule(ScoredModule):
             `calibrate`.
         start: Grounder folder whose weights and threshold to begin with: to test it, or to go on.
         calibrate: Choose the grounder's threshold on the validation streams.
+        unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
 
     Raises:
         ValueError: If the data module has no backbone or vocabulary, or a number is negative.
@@ -57,8 +58,9 @@ class GroundingModule(ScoredModule):
         output: str | None = None,
         start: str | None = None,
         calibrate: bool = False,
+        unseen_masks: bool = False,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, vocabulary)
+        super().__init__(optimizer, lr_scheduler, vocabulary, unseen_masks)
         if dice < 0 or negatives < 0:
             raise ValueError(f"dice and negatives must be >= 0, got {dice} and {negatives}")
         if feature_spec is None or text_width is None:
@@ -75,6 +77,10 @@ class GroundingModule(ScoredModule):
         Raises:
             ValueError: If `start` holds another kind of grounder, or one of another backbone.
         """
+        super().setup(stage)
+        if self.calibration is not None and stage in ("fit", "validate"):
+            for name, stream in self.trainer.datamodule.val.items():
+                self.check_leak(f"val.{name}", stream)
         for kind in ("val", "test"):
             streams = [GroundingScores(self.vocabulary) for _ in stream_names(self, kind)]
             self.scores[kind] = torch.nn.ModuleList(streams)

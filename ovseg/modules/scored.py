@@ -19,6 +19,7 @@ class ScoredModule(LightningModule):
         optimizer: Makes the optimizer from the parameters.
         lr_scheduler: Makes the scheduler, stepped every training step.
         vocabulary: Linked from the data module.
+        unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
 
     Raises:
         ValueError: If the data module has no vocabulary.
@@ -29,12 +30,35 @@ class ScoredModule(LightningModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None,
         vocabulary: Vocabulary | None,
+        unseen_masks: bool,
     ) -> None:
         super().__init__()
         if vocabulary is None:
             raise ValueError("the model needs a vocabulary: use a data module that has one")
         self.vocabulary = vocabulary
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
+        self.unseen_masks = unseen_masks
+
+    def check_leak(self, name: str, stream: Any) -> None:
+        """Refuse a stream that teaches masks of unseen classes, unless they are allowed.
+
+        Raises:
+            ValueError: If it does.
+        """
+        taught = getattr(stream, "taught_classes", set)()
+        leaked = sorted(taught & set(self.vocabulary.unseen))
+        if leaked and not self.unseen_masks:
+            raise ValueError(
+                f"data.{name} teaches masks of {', '.join(self.vocabulary[i].name for i in leaked)}"
+                f", which split {self.vocabulary.split} calls unseen: ask its annotator for seen "
+                "classes (classes: seen), or say that this is no zero-shot result "
+                "(model.init_args.unseen_masks: true)"
+            )
+
+    def setup(self, stage: str) -> None:
+        """Check the training stream before anything is learnt from it."""
+        if stage == "fit":
+            self.check_leak("train", getattr(self.trainer.datamodule, "train", None))
 
     @abstractmethod
     def report(self, kind: str) -> dict[str, dict]:

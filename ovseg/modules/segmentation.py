@@ -32,6 +32,7 @@ class SegmentationModule(ScoredModule):
         augment: Random views of the training images; None trains on them as they are.
         background_in_mean: Count background's IoU among the seen classes.
         score_background: Score pixels whose truth is background; else they are ignored.
+        unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
     """
 
     def __init__(
@@ -43,8 +44,9 @@ class SegmentationModule(ScoredModule):
         augment: Augmentation | None = None,
         background_in_mean: bool = False,
         score_background: bool = True,
+        unseen_masks: bool = False,
     ) -> None:
-        super().__init__(optimizer, lr_scheduler, vocabulary)
+        super().__init__(optimizer, lr_scheduler, vocabulary, unseen_masks)
         self.augment = augment
         self.protocol = {
             "background_in_mean": background_in_mean,
@@ -60,6 +62,7 @@ class SegmentationModule(ScoredModule):
 
     def setup(self, stage: str) -> None:
         """Make one metric per stream."""
+        super().setup(stage)
         for kind in ("val", "test"):
             metrics = [self._metric() for _ in stream_names(self, kind)]
             self.scores[kind] = nn.ModuleList(metrics)
@@ -107,5 +110,6 @@ class SegmentationModule(ScoredModule):
             logged = {f"{p}/{LOGGED[key]}": scores[key].float() for key in LOGGED for p in prefixes}
             self.log_dict(logged, sync_dist=True, batch_size=1)
             classes = by_class(scores.pop("per_class"), self.vocabulary)
-            results[name] = {**scores, "per_class": classes, **self.protocol}
+            facts = {**self.protocol, "unseen_masks": self.unseen_masks}
+            results[name] = {**scores, "per_class": classes, **facts}
         return results
