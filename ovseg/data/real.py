@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -152,7 +154,8 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            import mmseg.datasets  # noqa: F401 - registers datasets and transforms
+            with redirect_stdout(StringIO()):  # it prints that a cloud client is absent
+                import mmseg.datasets  # noqa: F401 - registers datasets and transforms
             from mmengine.registry import DefaultScope
             from mmseg.registry import DATASETS
         except ImportError as error:
