@@ -60,7 +60,13 @@ def main(argv: Sequence[str]) -> int:
                 failed += 1
                 continue
             results = segment(model, photo, names, args.min_area, settings)
-            write(args.out, path, photo, *results, facts)
+            try:
+                write(args.out, path, photo, *results, facts)
+            except OSError as error:
+                raise OSError(
+                    f"cannot write to {args.out} ({error.strerror}): what is done is kept, the "
+                    "same command goes on from there"
+                ) from None
     print(f"{len(photos) - failed} of {len(photos)} photos are in {args.out}")
     return 2 if failed else 0
 
@@ -101,9 +107,12 @@ def write(
     picture = Image.fromarray(labels)
     picture.putpalette([value for i in range(256) for value in voc_color(i)])
     for part, image in (("labels", picture), ("overlay", draw(photo, labels, found))):
-        partial = out / f".{path.stem}.{part}.tmp"
-        image.save(partial, format="PNG")
-        os.replace(partial, out / f"{path.stem}.{part}.png")
+        partial = out / f".{path.stem}.{part}.{os.getpid()}.tmp"
+        try:
+            image.save(partial, format="PNG")
+            os.replace(partial, out / f"{path.stem}.{part}.png")
+        finally:
+            partial.unlink(missing_ok=True)
     size = {"width": photo.width, "height": photo.height}
     record = {"photo": str(path), **size, "found": found, "settings": facts}
     write_text(out / f"{path.stem}.{RECORD}", json.dumps(record, indent=2) + "\n")
