@@ -77,7 +77,7 @@ def config(**changes) -> dict:
                 "batch_size": 4,
                 "train": {
                     "class_path": "ovseg.clipart.stream.DrawnScenes",
-                    "init_args": {"size": 8, "seed": 0},
+                    "init_args": {"size": 8, "seed": 0, "classes": "seen"},
                 },
             },
         },
@@ -112,6 +112,7 @@ DATA, MODEL = "--data.init_args.", "--model.init_args."
         ([MODEL + "segmenter=nopackage.Net"], ["No module named 'nopackage'"]),
         ([MODEL + "background_in_mean=true", MODEL + "score_background=false"], ["background"]),
         (["--trainer.accelerator=abacus"], ["abacus"]),
+        ([DATA + "train.init_args.classes=all"], ["boat", "calls unseen", "unseen_masks: true"]),
         (["--trainer.max_stepz=3"], ["max_stepz"]),
         (["--ckpt_path=none.ckpt"], ["none.ckpt"]),
         (["--ckpt_path=damaged.ckpt"], ["weights", "damaged"]),
@@ -188,7 +189,7 @@ def test_every_shipped_configuration_parses(path, stage, capfd):
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
     if "class_path" in content:
         layers = ["-c", stage, MODEL + f"segmenter={path}"]
-    elif "model" in content:
+    elif "class_path" in content.get("model", {}):  # a whole stage, no layer
         layers = ["-c", str(path)]
     else:
         layers = ["-c", stage, "-c", str(path)]
