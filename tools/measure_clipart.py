@@ -35,7 +35,7 @@ def main() -> None:
     parser.add_argument("--annotator", default="clipart", help="annotator folder")
     parser.add_argument("--images", type=int, default=400, help="generated images per column")
     parser.add_argument("--scenes", type=int, default=1000, help="drawn scenes for the annotator")
-    parser.add_argument("--steps", type=int, default=10, help="sampling steps")
+    parser.add_argument("--steps", type=int, default=8, help="sampling steps")
     parser.add_argument("--guidance", type=float, default=3.0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args()
