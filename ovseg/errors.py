@@ -8,6 +8,9 @@ from __future__ import annotations
 
 import pickle
 import re
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 WRAPPERS = re.compile(
     r"^\W*(Parser key \"|Does not validate against|Problem with given class_path|"
@@ -84,6 +87,21 @@ def _other_architecture(text: str) -> str:
     detail = f", {shape[1]} in the checkpoint and {shape[2]} in the model" if shape else ""
     name = first[1] if first else "unknown"
     return f"the checkpoint is of another architecture: it does not fit at {name}{detail}"
+
+
+@contextmanager
+def importing_mmseg() -> Iterator[None]:
+    """Import parts of MMSegmentation without its warnings.
+
+    Raises:
+        ImportError: If it, or the system library that OpenCV needs, is missing; says what to do.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            yield
+        except ImportError as error:
+            raise ImportError(mmseg_hint(error)) from error
 
 
 def mmseg_hint(error: ImportError) -> str:

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from ovseg.controls import other, two_objects
-from ovseg.errors import mmseg_hint
+from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE
 
 EXACT = 2**24
@@ -26,12 +26,8 @@ def mmseg_iou_metric() -> type:
     Raises:
         ImportError: If MMSegmentation, or the system library that OpenCV needs, is missing.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        try:
-            from mmseg.evaluation.metrics.iou_metric import IoUMetric
-        except ImportError as error:
-            raise ImportError(mmseg_hint(error)) from error
+    with importing_mmseg():
+        from mmseg.evaluation.metrics.iou_metric import IoUMetric
     return IoUMetric
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from ovseg.data.base import Stream
-from ovseg.errors import mmseg_hint
+from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -151,15 +151,12 @@ class MMSegDataset(Stream):
 
 
 def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
+    with importing_mmseg(), redirect_stdout(StringIO()):  # it prints that a client is absent
+        import mmseg.datasets  # noqa: F401 - registers datasets and transforms
+        from mmengine.registry import DefaultScope
+        from mmseg.registry import DATASETS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            with redirect_stdout(StringIO()):  # it prints that a cloud client is absent
-                import mmseg.datasets  # noqa: F401 - registers datasets and transforms
-            from mmengine.registry import DefaultScope
-            from mmseg.registry import DATASETS
-        except ImportError as error:
-            raise ImportError(mmseg_hint(error)) from error
         pipeline = [
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},

@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.embedded import locate
-from ovseg.errors import mmseg_hint
+from ovseg.errors import importing_mmseg
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import IGNORE
 
@@ -154,13 +154,11 @@ def _quiet():
     Raises:
         ImportError: If it, or the system library that OpenCV needs, is missing.
     """
+    with importing_mmseg():
+        import mmseg.models  # noqa: F401 - registers the models
+        from mmengine.logging import MMLogger
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        try:
-            import mmseg.models  # noqa: F401 - registers the models
-            from mmengine.logging import MMLogger
-        except ImportError as error:
-            raise ImportError(mmseg_hint(error)) from error
         logger = MMLogger.get_current_instance()
         level = logger.level
         logger.setLevel(logging.ERROR)

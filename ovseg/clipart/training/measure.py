@@ -170,9 +170,8 @@ def language(
             mask = (found[i] == class_id).float()
             if mask.mean() > 0.02:
                 labels.append(class_id - 1)
-                rows.append(
-                    _inside({k: v[i, 0, -1] for k, v in sample.features.maps.items()}, mask)
-                )
+                maps = [values[i, 0, -1] for values in sample.features.maps.values()]
+                rows.append(_inside(maps, mask))
     result = {"closest": gates.closest_pairs(text, [c.name for c in vocabulary.classes])}
     for split in vocabulary.splits:
         chosen = Vocabulary.load(vocabulary.name, split)
@@ -186,10 +185,10 @@ def language(
     return result
 
 
-def _inside(maps: dict[str, Tensor], mask: Tensor) -> np.ndarray:
+def _inside(maps: list[Tensor], mask: Tensor) -> np.ndarray:
     """Average maps ``(C, h, w)`` over a mask ``(H, W)``, each scaled to length one."""
     parts = []
-    for values in maps.values():
+    for values in maps:
         weight = F.adaptive_avg_pool2d(mask[None], values.shape[-2:])
         parts.append(F.normalize((values * weight).sum((1, 2)), dim=0))
     return torch.cat(parts).double().cpu().numpy()
