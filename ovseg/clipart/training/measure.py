@@ -108,7 +108,7 @@ def named_colors(
     for start in tqdm(range(0, images, 40), desc="colours", mininterval=5):
         asked = []
         for i in range(start, min(images, start + 40)):
-            color, c = list(COLORS)[i % len(COLORS)], vocabulary.classes[i * 7 % 20]
+            color, c = list(COLORS)[i % len(COLORS)], vocabulary.classes[i // len(COLORS) % 20]
             article = "an" if color[0] in "aeiou" else "a"
             asked.append((color, c.id, f"a photo of {article} {color} {c.name}"))
         requests = [Request(i, SEED + start + i, a[2], ()) for i, a in enumerate(asked)]
