@@ -49,7 +49,7 @@ class Request(NamedTuple):
 
 
 class TapSpec(NamedTuple):
-    """Channels per guidance branch of one tapped map, and its stride in image pixels."""
+    """Channels per guidance branch of a tapped map, or heads of a probe; stride in image pixels."""
 
     channels: int
     stride: int
@@ -63,19 +63,53 @@ class FeatureSpec:
         taps: ``{tap name: TapSpec}`` in network order.
         steps: S, number of tapped steps.
         branches: G, 1 (conditional only) or 2 (unconditional, conditional).
+        probes: ``{layer: TapSpec(heads, stride)}`` of the cross-attention layers to probe, in
+            network order.
     """
 
     taps: dict[str, TapSpec]
     steps: int = 1
     branches: int = 1
+    probes: dict[str, TapSpec] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "taps", {name: TapSpec(*tap) for name, tap in self.taps.items()})
+        for key in ("taps", "probes"):
+            specs = {name: TapSpec(*spec) for name, spec in getattr(self, key).items()}
+            object.__setattr__(self, key, specs)
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dict; ``FeatureSpec(**d)`` is the inverse."""
         taps = {name: list(tap) for name, tap in self.taps.items()}
-        return {"taps": taps, "steps": self.steps, "branches": self.branches}
+        probes = {name: list(probe) for name, probe in self.probes.items()}
+        return {"taps": taps, "steps": self.steps, "branches": self.branches, "probes": probes}
+
+
+@dataclass
+class Probe:
+    """A cross-attention layer that can be asked for any name, whether the prompt holds it or not.
+
+    Attributes:
+        queries: ``(B, S, heads, d, h, w)`` float: what the layer's pixels looked for, scaled.
+        totals: ``(B, S, heads, h, w)`` float: log-sum-exp of their scores of the prompt's tokens.
+        keys: ``(heads, d, D)`` float: the layer's map from text to keys.
+    """
+
+    queries: Tensor
+    totals: Tensor
+    keys: Tensor
+
+    def __call__(self, text: Tensor) -> Tensor:
+        """Return the log-odds of attending to each name rather than to the prompt.
+
+        Args:
+            text: ``(B, K, D)`` embeddings of names.
+
+        Returns:
+            ``(B, S, K, heads, h, w)`` float.
+        """
+        keys = torch.einsum("bkt,ndt->bknd", text, self.keys)
+        scores = torch.einsum("bsndhw,bknd->bsknhw", self.queries, keys)
+        return scores - self.totals[:, :, None]
 
 
 @dataclass
@@ -85,10 +119,12 @@ class Features:
     Attributes:
         maps: ``{tap: (B, S, G, C, h, w)}`` float.
         attention: ``(B, K, h, w)`` cross-attention map of each entity, float >= 0, or None.
+        probes: ``{layer: Probe}``, the layers in network order.
     """
 
     maps: dict[str, Tensor]
     attention: Tensor | None = None
+    probes: dict[str, Probe] = field(default_factory=dict)
 
 
 @dataclass

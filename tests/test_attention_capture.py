@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ovseg.backbones.attention import AttentionCapture
+from ovseg.backbones.attention import AttentionCapture, ProbeRecorder, measure_probes
 from ovseg.backbones.files import PipelineFiles
 
 
@@ -69,3 +69,40 @@ def test_refusals(unet):
         pass
     with pytest.raises(RuntimeError, match="no cross-attention arrived"):
         capture.mean()
+
+
+@torch.no_grad()
+def test_a_probe_asked_for_a_token_of_the_prompt_gives_its_log_probability(unet):
+    name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
+    layer, seen = unet.get_submodule(name), []
+    layer.to_q.register_forward_hook(lambda m, a, out: seen.append(out))
+    layer.to_k.register_forward_hook(lambda m, a, out: seen.append(out))
+    latents, time, text = inputs(4)
+    expected_output = unet(latents, time, text, return_dict=False)[0]
+    query, key = (x[2:].unflatten(2, (layer.heads, -1)) for x in seen[:2])
+    recorder = ProbeRecorder(unet, ["down_blocks.1"])
+    with recorder.recording(2) as probes:  # two conditional samples behind two unconditional ones
+        output = unet(latents, time, text, return_dict=False)[0]
+    assert torch.equal(output, expected_output) and list(probes) == [name]
+    unet(latents, time, text)  # nothing is kept outside
+    asked = [3, 7, 3]
+    odds = probes[name](text[2:, asked])
+    assert odds.shape == (2, 1, 3, layer.heads, 8, 8)
+
+    scores = torch.einsum("bphd,bthd->bhpt", query, key) / query.shape[-1] ** 0.5
+    expected = scores.log_softmax(-1)[..., asked].permute(0, 3, 1, 2).unflatten(3, (8, 8))
+    torch.testing.assert_close(odds[:, 0], expected, atol=1e-5, rtol=1e-4)
+
+
+def test_probes_are_measured_without_weights_and_in_network_order(unet):
+    config = {**unet.config, "_class_name": "UNet2DConditionModel"}
+    specs = measure_probes(config, ["up_blocks.1", "down_blocks.0"], 16, 64)
+    names = [n.split(".transformer")[0] for n in specs]
+    assert names[0] == "down_blocks.0.attentions.0" and set(names[1:]) == {
+        "up_blocks.1.attentions.0",
+        "up_blocks.1.attentions.1",
+    }
+    assert [spec.stride for spec in specs.values()] == [4, 8, 8]
+    assert {spec.channels for spec in specs.values()} == {unet.config.attention_head_dim}
+    with pytest.raises(ValueError, match="no cross-attention in 'nowhere'"):
+        measure_probes(config, ["nowhere"], 16, 64)

@@ -7,7 +7,8 @@ import torch
 from torch.nn.functional import conv2d, interpolate, unfold
 
 from ovseg.backbones.taps import SD1_TAPS
-from ovseg.grounders.fusion import FusionGrounder, groups_by_stride
+from ovseg.grounders.fusion import FusionGrounder
+from ovseg.grounders.maps import groups_by_stride
 from ovseg.structures import Entities, Features, FeatureSpec
 
 SMALL = {"a": (6, 4), "b": (5, 8), "c": (3, 4), "d": (7, 16)}

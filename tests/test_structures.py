@@ -97,7 +97,10 @@ def test_label_map_and_targets_are_inverse_for_hard_masks():
 def test_feature_spec_survives_json():
     spec = FeatureSpec({"mid": (8, 4), "up": TapSpec(16, 2)}, steps=2, branches=2)
     assert spec.taps["mid"] == TapSpec(channels=8, stride=4)
-    assert spec.to_dict() == {"taps": {"mid": [8, 4], "up": [16, 2]}, "steps": 2, "branches": 2}
+    expected = {"taps": {"mid": [8, 4], "up": [16, 2]}, "steps": 2, "branches": 2, "probes": {}}
+    assert spec.to_dict() == expected
+    probing = FeatureSpec(spec.taps, probes={"attn2": (3, 8)})
+    assert FeatureSpec(**probing.to_dict()) == probing
     assert FeatureSpec(**spec.to_dict()) == spec
 
 

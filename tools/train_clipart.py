@@ -24,13 +24,16 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/clipart"))
     parser.add_argument("--steps", type=int, help="steps of each stage (default: the stage's own)")
     parser.add_argument("--batch", type=int, help="batch size (default: the stage's own)")
+    parser.add_argument("--lr", type=float, help="peak learning rate (unet only)")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, help="CPU threads")
     args = parser.parse_args()
     if args.threads:
         torch.set_num_threads(args.threads)
-    given = {k: v for k, v in (("steps", args.steps), ("batch", args.batch)) if v}
+    if args.lr and args.stages != ["unet"]:
+        parser.error("--lr is an argument of the stage unet alone")
+    given = {k: v for k in ("steps", "batch", "lr") if (v := getattr(args, k))}
     for stage in args.stages:
         STAGES[stage](args.out / "pipeline", args.out, seed=args.seed, device=args.device, **given)
 

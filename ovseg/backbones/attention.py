@@ -1,4 +1,4 @@
-"""Cross-attention maps of a U-Net: which pixels looked at which words.
+"""Cross-attention of a U-Net: which pixels looked at which words, or would have.
 
 The idea is DAAM's: Tang et al., "What the DAAM: Interpreting Stable Diffusion Using Cross
 Attention", ACL 2023 (arXiv 2210.04885).
@@ -14,12 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
+from ovseg.backbones.taps import meta_network
+from ovseg.structures import Probe, TapSpec
+
 
 class _Watch:
-    """An attention processor that shows each call to a capture and leaves its result alone."""
+    """An attention processor that shows each call to a watcher and leaves its result alone."""
 
-    def __init__(self, inner, capture: AttentionCapture) -> None:
-        self.inner, self.capture = inner, capture
+    def __init__(self, inner, name: str, watcher: AttentionCapture | ProbeRecorder) -> None:
+        self.inner, self.name, self.watcher = inner, name, watcher
 
     def __call__(
         self,
@@ -29,8 +32,8 @@ class _Watch:
         attention_mask: Tensor | None = None,
         **kwargs,
     ) -> Tensor:
-        if self.capture.weights is not None and encoder_hidden_states is not None:
-            self.capture.add(attn, hidden_states, encoder_hidden_states)
+        if self.watcher.active and encoder_hidden_states is not None:
+            self.watcher.add(self.name, attn, hidden_states, encoder_hidden_states)
         return self.inner(
             attn,
             hidden_states,
@@ -38,6 +41,28 @@ class _Watch:
             attention_mask=attention_mask,
             **kwargs,
         )
+
+
+def cross_attention(network: nn.Module, layers: Sequence[str]) -> dict[str, nn.Module]:
+    """Return the ``attn2`` modules named by themselves or by blocks that hold some.
+
+    Raises:
+        ValueError: If a name holds no cross-attention; lists the blocks that do.
+    """
+    found = {n: m for n, m in network.named_modules() if n.split(".")[-1] == "attn2"}
+    chosen: dict[str, nn.Module] = {}
+    for layer in layers:
+        inside = {n: m for n, m in found.items() if f"{n}.".startswith(f"{layer}.")}
+        if not inside:
+            blocks = dict.fromkeys(n.split(".transformer_blocks")[0] for n in found)
+            raise ValueError(f"no cross-attention in {layer!r}; choose among {', '.join(blocks)}")
+        chosen.update(inside)
+    return chosen
+
+
+def _watch(network: nn.Module, layers: Sequence[str], watcher) -> None:
+    for name, module in cross_attention(network, layers).items():
+        module.set_processor(_Watch(module.processor, name, watcher))
 
 
 class AttentionCapture:
@@ -52,19 +77,13 @@ class AttentionCapture:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
-        found = {n: m for n, m in network.named_modules() if n.split(".")[-1] == "attn2"}
-        chosen: dict[str, nn.Module] = {}
-        for layer in layers:
-            inside = {n: m for n, m in found.items() if f"{n}.".startswith(f"{layer}.")}
-            if not inside:
-                blocks = dict.fromkeys(n.split(".transformer_blocks")[0] for n in found)
-                raise ValueError(
-                    f"no cross-attention in {layer!r}; choose among {', '.join(blocks)}"
-                )
-            chosen.update(inside)
-        for module in chosen.values():
-            module.set_processor(_Watch(module.processor, self))
+        _watch(network, layers, self)
         self.weights: Tensor | None = None
+
+    @property
+    def active(self) -> bool:
+        """Whether it is collecting."""
+        return self.weights is not None
 
     @contextmanager
     def watching(self, tokens: Sequence[Sequence[Sequence[int]]], size: int) -> Iterator[None]:
@@ -81,7 +100,7 @@ class AttentionCapture:
         finally:
             self.weights = None
 
-    def add(self, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
+    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
         """Add one layer of one call; the conditional samples are the last B of the batch."""
         batch = len(self._tokens)
         hidden, text = hidden[-batch:], text[-batch:]
@@ -113,3 +132,84 @@ class AttentionCapture:
         if not self._count:
             raise RuntimeError("no cross-attention arrived: the chosen layers were not called")
         return self._sum / self._count
+
+
+class ProbeRecorder:
+    """Keep what is needed to ask cross-attention layers for any name, during chosen calls.
+
+    Args:
+        network: A U-Net of diffusers.
+        layers: Names of ``attn2`` modules, or of blocks that hold some; may be empty.
+
+    Raises:
+        ValueError: See `cross_attention`.
+    """
+
+    def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
+        _watch(network, layers, self)
+        self._probes: dict[str, Probe] = {}
+        self._batch = 0
+
+    @property
+    def active(self) -> bool:
+        """Whether it is recording."""
+        return self._batch > 0
+
+    @contextmanager
+    def recording(self, batch: int) -> Iterator[dict[str, Probe]]:
+        """Fill the yielded dict with probes of one step (S = 1) while the context lasts.
+
+        Args:
+            batch: B, the number of conditional samples: the last ones of each call.
+        """
+        self._probes, self._batch = {}, batch
+        try:
+            yield self._probes
+        finally:
+            self._batch = 0
+
+    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
+        """Keep one layer of one call."""
+        hidden, text = hidden[-self._batch :], text[-self._batch :]
+        query, key = (
+            x.float().unflatten(2, (attn.heads, -1)) for x in (attn.to_q(hidden), attn.to_k(text))
+        )
+        query = query * attn.scale
+        totals = torch.einsum("bpnd,btnd->bnpt", query, key).logsumexp(dim=3)
+        side = (isqrt(hidden.shape[1]),) * 2
+        self._probes[name] = Probe(
+            query.permute(0, 2, 3, 1).unflatten(3, side)[:, None],
+            totals.unflatten(2, side)[:, None],
+            attn.to_k.weight.float().unflatten(0, (attn.heads, -1)),
+        )
+
+
+def stack_probes(calls: Sequence[dict[str, Probe]]) -> dict[str, Probe]:
+    """Put the probes of S calls together, in the order of the calls."""
+    return {
+        name: Probe(
+            torch.cat([call[name].queries for call in calls], dim=1),
+            torch.cat([call[name].totals for call in calls], dim=1),
+            first.keys,
+        )
+        for name, first in calls[0].items()
+    }
+
+
+def measure_probes(
+    config: dict, layers: Sequence[str], latent_size: int, image_size: int
+) -> dict[str, TapSpec]:
+    """Find heads and stride of each cross-attention layer without weights; see `measure_taps`.
+
+    Returns:
+        ``{attn2 module: TapSpec(heads, stride)}`` in network order.
+
+    Raises:
+        ValueError: See `cross_attention`.
+    """
+    network, run = meta_network(config, latent_size)
+    recorder = ProbeRecorder(network, layers)
+    with recorder.recording(1) as probes:
+        run()
+    shapes = {name: probe.queries.shape for name, probe in probes.items()}
+    return {name: TapSpec(shape[2], image_size // shape[-1]) for name, shape in shapes.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from functools import cached_property
 
+from ovseg.backbones.attention import measure_probes
 from ovseg.backbones.files import PipelineFiles, quiet
 from ovseg.backbones.taps import measure_taps
 from ovseg.structures import TapSpec
@@ -70,7 +71,14 @@ class UNetConfig:
         """Height and width of the latents."""
         return self.image_size // self.stride
 
-    def measure(self, taps: Sequence[str]) -> dict[str, TapSpec]:
-        """Return channels and stride of each tap, in network order; see `measure_taps`."""
+    def measure(
+        self, taps: Sequence[str], probes: Sequence[str] = ()
+    ) -> tuple[dict[str, TapSpec], dict[str, TapSpec]]:
+        """Return channels and stride of each tap, and heads and stride of each probe.
+
+        Both in network order; see `measure_taps` and `measure_probes`.
+        """
+        sizes = (self.latent_size, self.image_size)
         with quiet():
-            return measure_taps(self.unet, taps, self.latent_size, self.image_size)
+            found = measure_taps(self.unet, taps, *sizes)
+            return found, measure_probes(self.unet, probes, *sizes) if probes else {}

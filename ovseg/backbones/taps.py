@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 
@@ -111,6 +111,23 @@ def split_branches(output: Tensor, run: int, kept: int) -> Tensor:
     return branches.transpose(0, 1).float()
 
 
+def meta_network(config: dict, latent_size: int) -> tuple[nn.Module, Callable[[], None]]:
+    """Build a U-Net of its ``config.json`` without weights; return it and what calls it once."""
+    import diffusers
+
+    with torch.device("meta"):
+        network = getattr(diffusers, config["_class_name"]).from_config(config)
+        latent = torch.empty(1, network.config.in_channels, latent_size, latent_size)
+        text = torch.empty(1, 1, network.config.cross_attention_dim)
+        time = torch.empty(1)
+
+    @torch.no_grad()
+    def run() -> None:
+        network(latent, time, encoder_hidden_states=text, return_dict=False)
+
+    return network, run
+
+
 def measure_taps(
     config: dict, taps: Sequence[str], latent_size: int, image_size: int
 ) -> dict[str, TapSpec]:
@@ -128,16 +145,10 @@ def measure_taps(
     Raises:
         ValueError: If a tap does not exist or its output is no feature map.
     """
-    import diffusers
-
-    with torch.device("meta"):
-        network = getattr(diffusers, config["_class_name"]).from_config(config)
-        latent = torch.empty(1, network.config.in_channels, latent_size, latent_size)
-        text = torch.empty(1, 1, network.config.cross_attention_dim)
-        time = torch.empty(1)
+    network, run = meta_network(config, latent_size)
     recorder = TapRecorder(network, taps)
-    with torch.no_grad(), recorder.recording() as outputs:
-        network(latent, time, encoder_hidden_states=text, return_dict=False)
+    with recorder.recording() as outputs:
+        run()
     return {name: _spec(network, name, out, image_size) for name, out in outputs.items()}
 
 

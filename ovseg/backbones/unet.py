@@ -5,18 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ovseg.backbones.attention import AttentionCapture
 from ovseg.backbones.autoencoder import check_images, decode_images, encode_images
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.backbones.config import UNetConfig
 from ovseg.backbones.files import PipelineFiles
+from ovseg.backbones.reader import FeatureReader
 from ovseg.backbones.schedule import (
     add_noise,
     build_scheduler,
@@ -26,7 +25,6 @@ from ovseg.backbones.schedule import (
     take_step,
     tapped_calls,
 )
-from ovseg.backbones.taps import TapRecorder, split_branches
 from ovseg.backbones.text import embed_name, encode, entity_positions
 from ovseg.structures import DiffusionSample, Features, FeatureSpec, Request
 
@@ -49,6 +47,8 @@ class UNetBackbone(DiffusionBackbone):
         attention: U-Net modules whose cross-attention becomes ``Features.attention``: blocks, or
             single ``attn2`` modules. Sampling averages over all its calls, `features` over the
             tapped ones.
+        probes: Cross-attention modules, named like those of ``attention``, that grounders can ask
+            for any name (`Features.probes`), at the tapped calls.
         image_size: Height and width of the images; None for the size the model was made for.
         template: Sentence in which a name is embedded.
         dtype: "float32", "float16" or "bfloat16".
@@ -70,6 +70,7 @@ class UNetBackbone(DiffusionBackbone):
         both_branches: bool = False,
         scheduler: dict | None = None,
         attention: tuple[str, ...] = (),
+        probes: tuple[str, ...] = (),
         image_size: int | None = None,
         template: str = "a photograph of a {name}",
         dtype: str = "float32",
@@ -92,7 +93,7 @@ class UNetBackbone(DiffusionBackbone):
             raise ValueError(f"template must contain {{name}} exactly once, got {template!r}")
         self.taps, self.steps, self.tap_steps = list(taps), steps, tuple(tap_steps)
         self.guidance_scale, self.branches = guidance_scale, 2 if both_branches else 1
-        self.scheduler, self.attention = scheduler, tuple(attention)
+        self.scheduler, self.attention, self.probes = scheduler, tuple(attention), tuple(probes)
         self.template, self.dtype = template, _DTYPES[dtype]
         self.files = PipelineFiles(model, revision, variant, local_files_only)
         self.config = UNetConfig(self.files, image_size)
@@ -109,8 +110,8 @@ class UNetBackbone(DiffusionBackbone):
 
     @cached_property
     def feature_spec(self) -> FeatureSpec:
-        taps = self.config.measure(self.taps)
-        return FeatureSpec(taps, steps=len(self.tap_steps), branches=self.branches)
+        taps, probes = self.config.measure(self.taps, self.probes)
+        return FeatureSpec(taps, len(self.tap_steps), self.branches, probes)
 
     @cached_property
     def text_width(self) -> int:
@@ -129,6 +130,7 @@ class UNetBackbone(DiffusionBackbone):
             "timesteps": [round(float(t), 3) for t in self.timesteps],
             "branches": self.branches,
             "template": self.template,
+            **({"probes": sorted(self.probes)} if self.probes else {}),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -163,8 +165,7 @@ class UNetBackbone(DiffusionBackbone):
         self.text_encoder = self.files.load("text_encoder", self.dtype)
         self.vae = self.files.load("vae", self.dtype)
         self.unet = self.files.load("unet", self.dtype)
-        self._recorder = TapRecorder(self.unet, list(self.feature_spec.taps))
-        self._capture = AttentionCapture(self.unet, self.attention) if self.attention else None
+        self._reader = FeatureReader(self.unet, self.feature_spec, self.attention)
         self.requires_grad_(False).eval().to(self.device)
         self._loaded = True
 
@@ -181,20 +182,22 @@ class UNetBackbone(DiffusionBackbone):
         branches = max(self.branches, 2 if guided else 1)
         scheduler = self._schedule(self.device)
         kept = tapped_calls(len(scheduler.timesteps), self.tap_steps)
-        inputs, maps = {}, {}
+        inputs, readings = {}, {}
         with self._own_precision(), self._watching(tokens):
             text = self._encode(requests, branches)
             generators = [torch.Generator().manual_seed(r.seed) for r in requests]
             latents = self._noise(generators) * getattr(scheduler, "init_noise_sigma", 1.0)
             for call, timestep in enumerate(scheduler.timesteps):
                 entering = scale_input(scheduler, latents, timestep)
-                output, tapped = self._call(entering, timestep, text, branches, call in kept)
                 if call in kept:
-                    inputs[call], maps[call] = entering.float(), tapped
+                    inputs[call] = entering.float()
+                    output, readings[call] = self._reader.read(entering, timestep, text, branches)
+                else:
+                    output = self._reader.call(entering, timestep, text, branches)
                 output = guide(output, len(requests), self.guidance_scale)
                 latents = take_step(scheduler, output, timestep, latents, generators)
             images = decode_images(self.vae, latents)
-        features = self._collect([maps[call] for call in kept])
+        features = self._reader.collect([readings[call] for call in kept])
         stacked = torch.stack([inputs[call] for call in kept], dim=1)
         entities = self.entities(requests)
         return DiffusionSample(requests, images, stacked, self.timesteps, entities, features)
@@ -210,11 +213,11 @@ class UNetBackbone(DiffusionBackbone):
         latents = latents.to(self.device, self.dtype)
         with self._own_precision(), self._watching(tokens):
             text = self._encode(requests, self.branches)
-            maps = [
-                self._call(latents[:, step], timestep, text, self.branches, True)[1]
+            readings = [
+                self._reader.read(latents[:, step], timestep, text, self.branches)[1]
                 for step, timestep in enumerate(timesteps.to(self.device))
             ]
-        return self._collect(maps)
+        return self._reader.collect(readings)
 
     @torch.no_grad()
     def encode_image(self, images: Tensor, requests: Sequence[Request]) -> Tensor:
@@ -262,9 +265,7 @@ class UNetBackbone(DiffusionBackbone):
         return torch.autocast(self.device.type, enabled=False)
 
     def _watching(self, tokens: list[list[list[int]]]):
-        if self._capture is None:
-            return nullcontext()
-        return self._capture.watching(tokens, self.config.latent_size)
+        return self._reader.watching(tokens, self.config.latent_size)
 
     def _encode(self, requests: list[Request], branches: int) -> Tensor:
         prompts = [request.prompt for request in requests]
@@ -276,22 +277,3 @@ class UNetBackbone(DiffusionBackbone):
         side = self.config.latent_size
         shape = (self.unet.config.in_channels, side, side)
         return draw_noise(shape, generators, (self.device, self.dtype))
-
-    def _call(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, branches: int, tapped: bool
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Call the U-Net; return its output and, if asked for, ``{tap: (B, G, C, h, w)}``."""
-        with self._recorder.recording() if tapped else nullcontext({}) as outputs:
-            output = self.unet(
-                torch.cat([latents] * branches),
-                timestep,
-                encoder_hidden_states=text,
-                return_dict=False,
-            )[0]
-        maps = {n: split_branches(o, branches, self.branches) for n, o in outputs.items()}
-        return output, maps
-
-    def _collect(self, maps: list[dict[str, Tensor]]) -> Features:
-        taps = self.feature_spec.taps
-        stacked = {tap: torch.stack([m[tap] for m in maps], dim=1) for tap in taps}
-        return Features(stacked, self._capture.mean() if self._capture else None)

@@ -48,7 +48,7 @@ def check_features(spec: FeatureSpec, features: Features) -> None:
     """Check that features are those that a grounder was built for.
 
     Raises:
-        ValueError: If a tap is missing, or its steps, branches or channels differ.
+        ValueError: If a tap or probe is missing, or its steps, branches, channels or heads differ.
     """
     for tap, wanted in spec.taps.items():
         if tap not in features.maps:
@@ -60,4 +60,16 @@ def check_features(spec: FeatureSpec, features: Features) -> None:
             raise ValueError(
                 f"the grounder needs (steps, branches, channels) = {shape} at the tap {tap!r}; "
                 f"the backbone gives a map of shape {tuple(got)}"
+            )
+    for name, wanted in spec.probes.items():
+        if name not in features.probes:
+            raise ValueError(
+                f"the grounder needs the probe {name!r}; the backbone has "
+                f"{', '.join(features.probes) or 'none'}"
+            )
+        shape, got = (spec.steps, wanted.channels), features.probes[name].queries.shape
+        if tuple(got[1:3]) != shape:
+            raise ValueError(
+                f"the grounder needs (steps, heads) = {shape} of the probe {name!r}; the backbone "
+                f"gives {tuple(got[1:3])}"
             )

@@ -9,21 +9,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import partial, reduce
-from itertools import groupby
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d, interpolate, relu, scaled_dot_product_attention
+from torch.nn.functional import conv2d, relu, scaled_dot_product_attention
 from torch.nn.utils.parametrizations import spectral_norm
 
 from ovseg.grounders.base import Grounder, check_features
+from ovseg.grounders.maps import groups_by_stride, resize
 from ovseg.structures import Entities, Features, FeatureSpec
-
-
-def groups_by_stride(spec: FeatureSpec) -> list[list[str]]:
-    """Return tap names grouped by stride, coarsest group first, in network order within one."""
-    taps = sorted(spec.taps, key=lambda tap: -spec.taps[tap].stride)
-    return [list(group) for _, group in groupby(taps, key=lambda tap: spec.taps[tap].stride)]
 
 
 class Projection(nn.Conv2d):
@@ -177,8 +171,8 @@ class FusionGrounder(Grounder):
         merged = None
         for i, (group, projection) in enumerate(zip(groups, self.projections, strict=True)):
             size = sizes[min(i + 1, len(sizes) - 1)]  # each group is merged one size up
-            x = _resize(projection(group), size)
-            merged = x if merged is None else torch.cat([_resize(merged, size), x], dim=1)
+            x = resize(projection(group), size)
+            merged = x if merged is None else torch.cat([resize(merged, size), x], dim=1)
             if i > 0 or len(groups) == 1:
                 merged = self.blocks[max(0, i - 1)](merged)
         return merged
@@ -214,10 +208,4 @@ class FusionGrounder(Grounder):
         embeddings = self.embeddings(self.tokens(pyramid), entities)
         logits = torch.einsum("bchw,bkc->bkhw", pyramid, embeddings)
         height, width = pyramid.shape[2:]
-        return _resize(logits, (height * self.stride, width * self.stride))
-
-
-def _resize(x: Tensor, size: Sequence[int]) -> Tensor:
-    if tuple(x.shape[2:]) == tuple(size):
-        return x
-    return interpolate(x, size=tuple(size), mode="bilinear", align_corners=False)
+        return resize(logits, (height * self.stride, width * self.stride))

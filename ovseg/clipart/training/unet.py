@@ -106,7 +106,13 @@ def sheet(pipeline: StableDiffusionPipeline, path: Path, steps: int = 12) -> Non
 
 
 def train_unet(
-    folder: Path, out: Path, seed: int, device: str, steps: int = 6000, batch: int = 32
+    folder: Path,
+    out: Path,
+    seed: int,
+    device: str,
+    steps: int = 6000,
+    batch: int = 32,
+    lr: float = 2e-3,
 ) -> None:
     """Train and save ``folder`` as a StableDiffusionPipeline, going on from a U-Net in it."""
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
@@ -121,7 +127,7 @@ def train_unet(
     unet.to(device)
 
     def loss(step: int) -> Tensor:
-        r = rng(seed + 301, step)
+        r = rng(seed + 301, (steps << 32) + step)  # other batches when it goes on
         picked = r.integers(len(pool), size=batch)
         texts = [caption(r, draw_scene(seed + 300, int(i))) for i in picked]
         texts = [t if r.random() > 0.1 else "" for t in texts]  # guidance dropout
@@ -146,7 +152,7 @@ def train_unet(
         unet,
         loss,
         steps=steps,
-        lr=2e-3,
+        lr=lr,
         muon=True,
         out=out,
         ema=0.998,

@@ -1,0 +1,194 @@
+"""Our grounding module: it asks the frozen denoiser where a name would look, and follows regions.
+
+The module of Li et al. (`ovseg.grounders.fusion`) makes a mask out of the name's embedding alone,
+so a name it was never taught is understood only by its likeness to those it was. Here most of what
+a mask is made of does not depend on which name it is: the denoiser's own cross-attention, asked
+for the name (as in DAAM, Tang et al., ACL 2023, arXiv 2210.04885, but layer by layer and head by
+head, and for any name), and the likeness of pixels to the region that a first mask has marked
+(prototypes, as in few-shot segmentation: Wang et al., PANet, ICCV 2019, arXiv 1908.06391).
+"""
+
+from __future__ import annotations
+
+from math import gcd
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import group_norm, relu
+
+from ovseg.grounders.base import Grounder, check_features
+from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
+from ovseg.structures import Entities, Features, FeatureSpec
+
+LIMIT, SCALE = 15.0, 3.0
+"""Log-odds are cut here and divided by this: networks like numbers of order one."""
+
+
+class Block(nn.Module):
+    """Two residual 3x3 convolutions behind group norms."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norms = nn.ModuleList(nn.GroupNorm(gcd(8, width), width) for _ in range(2))
+        self.convs = nn.ModuleList(nn.Conv2d(width, width, 3, padding=1) for _ in range(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for norm, conv in zip(self.norms, self.convs, strict=True):
+            x = x + conv(relu(norm(x)))
+        return x
+
+
+class Likeness(nn.Module):
+    """Compare every pixel with a vector, by several learned scalar products."""
+
+    def __init__(self, width_in: int, width: int, products: int) -> None:
+        super().__init__()
+        self.products = products
+        self.net = nn.Sequential(
+            nn.Linear(width_in, 64), nn.ReLU(), nn.Linear(64, products * width)
+        )
+
+    def forward(self, pixels: Tensor, vector: Tensor) -> Tensor:
+        """Compare ``(B, C, h, w)`` with ``(B, K, D)``: ``(B, K, products, h, w)``."""
+        weights = self.net(vector).unflatten(2, (self.products, -1))
+        return torch.einsum("bchw,bkpc->bkphw", pixels, weights) / pixels.shape[1] ** 0.5
+
+
+class ProbeGrounder(Grounder):
+    """A small convolutional network per name, over probes, features and pooled prototypes.
+
+    The switches are there for the ablation: each takes one source of information away.
+
+    Args:
+        feature_spec: What the backbone's features look like.
+        text_width: Width of the name embeddings.
+        widths: Channels into which the taps of each stride are projected, coarsest first. Coarse
+            maps tell classes apart; wide ones let the head learn the seen ones by heart.
+        hidden: Channels of the network that is run for every name.
+        evidence: Channels into which the probes are projected.
+        products: Scalar products of pixels with a name or a prototype.
+        text_dropout: Share of names that are hidden in training, so that the probes are learnt.
+        probes: Ask the backbone's cross-attention for the name; it must offer ``probes``.
+        text: Compare pixels with the name's embedding.
+        others: Show each name the mean evidence of the image's other names.
+        prototypes: Compare pixels with the means inside and outside of a first mask.
+
+    Raises:
+        ValueError: If a number is out of range, the backbone has no probes, or nothing tells one
+            name from another.
+    """
+
+    def __init__(
+        self,
+        feature_spec: FeatureSpec,
+        text_width: int,
+        widths: tuple[int, ...] = (32, 32, 48),
+        hidden: int = 48,
+        evidence: int = 16,
+        products: int = 8,
+        text_dropout: float = 0.3,
+        probes: bool = True,
+        text: bool = True,
+        others: bool = True,
+        prototypes: bool = True,
+    ) -> None:
+        super().__init__(feature_spec, text_width)
+        if min(*widths, hidden, evidence, products) < 1 or not 0 <= text_dropout < 1:
+            raise ValueError(
+                f"sizes must be >= 1 and text_dropout in [0, 1), got widths={list(widths)}, "
+                f"{hidden=}, {evidence=}, {products=}, {text_dropout=}"
+            )
+        self.groups = groups_by_stride(feature_spec)
+        strides = [feature_spec.taps[group[0]].stride for group in self.groups]
+        if len(widths) != len(strides):
+            raise ValueError(
+                f"widths needs one number per stride of the taps, coarsest first: the strides are "
+                f"{strides}, got widths {list(widths)}"
+            )
+        if probes and not feature_spec.probes:
+            raise ValueError(
+                "the backbone offers no probes: name cross-attention modules, e.g. "
+                "UNetBackbone(probes=('up_blocks.1',)), or set the grounder's probes to false"
+            )
+        if not (probes or text):
+            raise ValueError("probes and text are both off: nothing tells one name from another")
+        self.stride, self.text_dropout = strides[-1], text_dropout
+        per_map = feature_spec.steps * feature_spec.branches
+        self.projections = nn.ModuleList(
+            MultiscaleProjection([feature_spec.taps[tap].channels * per_map for tap in group], w)
+            for group, w in zip(self.groups, widths, strict=True)
+        )
+        width = sum(widths)
+        self.merge = Block(width)
+        heads = [probe.channels * feature_spec.steps for probe in feature_spec.probes.values()]
+        self.ask = MultiscaleProjection(heads, evidence) if probes else None
+        self.text = Likeness(text_width, width, products) if text else None
+        known = width + evidence * probes * (1 + others) + products * text
+        self.others = others
+        self.first = nn.Sequential(nn.Conv2d(known, hidden, 1), Block(hidden))
+        self.first_mask = nn.Conv2d(hidden, 1, 1)
+        self.prototypes = None
+        if prototypes:
+            self.prototypes = nn.ModuleList(Likeness(width, width, products) for _ in range(2))
+            known = hidden + 2 * products
+            self.second = nn.Sequential(nn.Conv2d(known, hidden, 1), Block(hidden))
+            self.second_mask = nn.Conv2d(hidden, 1, 1)
+
+    def pixels(self, features: Features) -> Tensor:
+        """Merge the taps into one map ``(B, sum of widths, h, w)`` of the finest one's size."""
+        check_features(self.feature_spec, features)
+        size = features.maps[self.groups[-1][0]].shape[-2:]
+        parts = [
+            project([group_norm(features.maps[tap].flatten(1, 3), 1) for tap in group], size)
+            for group, project in zip(self.groups, self.projections, strict=True)
+        ]
+        return self.merge(torch.cat(parts, dim=1))
+
+    def evidence(self, features: Features, entities: Entities, size: tuple[int, int]) -> Tensor:
+        """Ask the probes for each name: ``(B, K, C, *size)``, with the mean of the others."""
+        count = entities.valid.shape[1]
+        odds = [
+            features.probes[name](entities.text).clamp(-LIMIT, LIMIT) / SCALE
+            for name in self.feature_spec.probes
+        ]
+        rows = [o.transpose(1, 2).flatten(2, 3).flatten(0, 1) for o in odds]  # (BK, S * heads, ...)
+        found = self.ask(rows, size).unflatten(0, (-1, count))
+        if not self.others:
+            return found
+        valid = entities.valid[..., None, None, None]
+        total, number = (found * valid).sum(1, keepdim=True), valid.sum(1, keepdim=True)
+        others = (total - found * valid) / (number - valid.long()).clamp(min=1)
+        return torch.cat([found, others], dim=2)
+
+    def forward(self, features: Features, entities: Entities) -> Tensor:
+        """Return logits ``(B, K, H, W)`` at image size."""
+        pixels = self.pixels(features)
+        batch, count = entities.valid.shape
+        size = tuple(pixels.shape[2:])
+        known = [pixels[:, None].expand(-1, count, -1, -1, -1)]
+        if self.ask is not None:
+            known.append(self.evidence(features, entities, size))
+        if self.text is not None:
+            likeness = self.text(pixels, entities.text)
+            if self.training and self.ask is not None:
+                shown = torch.rand(batch, count, 1, 1, 1, device=pixels.device) >= self.text_dropout
+                likeness = likeness * shown
+            known.append(likeness)
+        x = self.first(torch.cat(known, dim=2).flatten(0, 1))
+        logits = self.first_mask(x)
+        if self.prototypes is not None:
+            mask = logits.sigmoid().unflatten(0, (batch, count))[:, :, 0]
+            likeness = [
+                compare(pixels, _mean_inside(pixels, m))
+                for compare, m in zip(self.prototypes, (mask, 1 - mask), strict=True)
+            ]
+            x = self.second(torch.cat([x, torch.cat(likeness, dim=2).flatten(0, 1)], dim=1))
+            logits = logits + self.second_mask(x)
+        size = (size[0] * self.stride, size[1] * self.stride)
+        return resize(logits.unflatten(0, (batch, count))[:, :, 0], size)
+
+
+def _mean_inside(pixels: Tensor, masks: Tensor) -> Tensor:
+    """Average ``(B, C, h, w)`` over soft masks ``(B, K, h, w)``: ``(B, K, C)``."""
+    total = torch.einsum("bkhw,bchw->bkc", masks, pixels)
+    return total / (masks.sum((2, 3)) + 1e-3)[..., None]
