@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -55,3 +57,42 @@ def ceiling(targets: Tensor, size: tuple[int, int]) -> Tensor:
     """
     pooled = F.adaptive_avg_pool2d(targets, size)
     return F.interpolate(pooled, targets.shape[-2:], mode="bilinear", align_corners=False)
+
+
+def random_names(text: Tensor, class_ids: Tensor) -> Tensor:
+    """Replace each name's embedding by a fixed random vector of its class, of the same length.
+
+    Args:
+        text: ``(B, K, D)`` float.
+        class_ids: ``(B, K)`` int64.
+
+    Returns:
+        ``(B, K, D)`` float.
+    """
+    count = int(class_ids.max()) + 1 if class_ids.numel() else 0
+    vectors = torch.randn(count, text.shape[2], generator=torch.Generator().manual_seed(0))
+    chosen = F.normalize(vectors, dim=1).to(text)[class_ids]
+    return chosen * text.norm(dim=2, keepdim=True)
+
+
+def absent_classes(class_ids: Tensor, indices: Tensor, alike: Sequence[Sequence[int]]) -> Tensor:
+    """Choose for each entity a class that its image was not asked for, of its own kind.
+
+    Args:
+        class_ids: ``(B, K)`` int64; 0 in padding.
+        indices: ``(B,)`` int64 positions in the stream; they alone decide the choice.
+        alike: Kinds: lists of class ids (seen and unseen ones, say).
+
+    Returns:
+        ``(B, K)`` int64; 0 where there is none. The classes of a row differ.
+    """
+    chosen = torch.zeros_like(class_ids)
+    for row, (ids, index) in enumerate(zip(class_ids.tolist(), indices.tolist(), strict=True)):
+        taken = {0, *ids}
+        for column, own in enumerate(ids):
+            kind = next((kind for kind in alike if own in kind), ())
+            free = [i for i in kind if i not in taken]
+            if own and free:
+                chosen[row, column] = free[(index * len(ids) + column) % len(free)]
+                taken.add(int(chosen[row, column]))
+    return chosen

@@ -24,6 +24,7 @@ from ovseg.vocabulary import Vocabulary
 STAGES = (
     "1_annotated",
     "2_grounding",
+    "2_fusion",
     "2_attention",
     "3_synthetic",
     "4_segmenter",
@@ -85,21 +86,18 @@ def plan(out: Path) -> list[Step]:
         return Step(name, title, stage, tuple(arguments), paths)
 
     start = "model__init_args__start"
-    attention, grounder = out / "2_attention" / "grounder", out / "2_grounding" / "grounder"
-    steps = [
-        step("1_annotated", "stage 1, annotated images", "predict", "1_annotated"),
-        step("2_grounding", "stage 2, training the grounding module", "fit", "2_grounding"),
-        step("2_grounding/test", "stage 2, its test", "test", "2_grounding", **{start: grounder}),
-        step("2_attention", "stage 2, the baseline's threshold", "validate", "2_attention"),
-        step(
-            "2_attention/test",
-            "stage 2, the baseline's test",
-            "test",
-            "2_attention",
-            **{start: attention},
-        ),
-        step("3_synthetic", "stage 3, the synthetic dataset", "predict", "3_synthetic"),
-    ]
+    steps = [step("1_annotated", "stage 1, annotated images", "predict", "1_annotated")]
+    for name, layers, verb, what in (
+        ("2_grounding", ["2_grounding"], "fit", "training the grounding module"),
+        ("2_fusion", ["2_grounding", "2_fusion"], "fit", "training the paper's module"),
+        ("2_attention", ["2_attention"], "validate", "the baseline's threshold"),
+    ):
+        grounder = out / name / "grounder"
+        steps += [
+            step(name, f"stage 2, {what}", verb, *layers),
+            step(f"{name}/test", "stage 2, its test", "test", *layers, **{start: grounder}),
+        ]
+    steps.append(step("3_synthetic", "stage 3, the synthetic dataset", "predict", "3_synthetic"))
     for name, layers, what in (
         ("4_segmenter", ["4_segmenter"], "the synthetic dataset"),
         ("4_supervised", ["4_segmenter", "4_supervised"], "drawn scenes"),

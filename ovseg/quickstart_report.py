@@ -15,7 +15,7 @@ from ovseg.clipart.training.measure import annotator_iou
 from ovseg.data.found import FoundStream
 from ovseg.metrics import SegmentationIoU
 from ovseg.report import page
-from ovseg.report.numbers import COLUMNS, METHODS, SCORES, TRAINED_ON
+from ovseg.report.numbers import COLUMNS, METHODS, SCORES, TRAINED, TRAINED_ON
 from ovseg.report.pictures import Picture, load_pictures
 from ovseg.steps import seconds, write_text
 from ovseg.structures import DiffusionSample, Entities, to_label_map
@@ -64,8 +64,7 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float
     Raises:
         FileNotFoundError: If a stage's results are missing.
     """
-    fusion = _read(out / "2_grounding" / "results.json")
-    attention = _read(out / "2_attention" / "results.json")
+    grounding = {name: _read(out / folder / "results.json") for name, folder in TRAINED.items()}
     columns = {name: FoundStream(str(out / "1_annotated" / name)) for name in COLUMNS}
     train = FoundStream(str(out / "1_annotated" / "train"))
     synthetic = FoundStream(str(out / "3_synthetic"))
@@ -77,8 +76,9 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float
         "split": vocabulary.split,
         "seen": [vocabulary[i].key for i in vocabulary.seen],
         "unseen": [vocabulary[i].key for i in vocabulary.unseen],
-        "grounding": {m: _columns(_results(m, fusion, attention)) for m in METHODS},
-        "choice": {m: _choices(_results(m, fusion, attention)) for m in METHODS},
+        "grounding": {m: _columns(_results(m, grounding)) for m in METHODS},
+        "choice": {m: _choices(_results(m, grounding)) for m in METHODS},
+        "presence": {m: _presence(grounding[m]) for m in ("probe", "fusion")},
         "segmentation": {
             name: {**{s: scores[s] for s in SCORES}, "per_class": scores["per_class"]}
             for name, scores in segmentation.items()
@@ -87,7 +87,10 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float
         "annotator": {"miou": round(quality, 4)},
         "counts": {
             "training images generated": _generated(train),
-            **{f"test images, {TITLES[c].lower()}": fusion[c]["images"] for c in COLUMNS},
+            **{
+                f"test images, {TITLES[c].lower()}": grounding["probe"][c]["images"]
+                for c in COLUMNS
+            },
             "synthetic images generated": _generated(synthetic),
             "synthetic images, all names found": len(synthetic.positions),
         },
@@ -157,11 +160,15 @@ def gallery(out: Path, count: int = 8) -> page.Gallery:
     return page.Gallery(grounded, synthetic, predictions)
 
 
-def _results(method: str, fusion: dict, attention: dict) -> dict[str, dict]:
-    """Return a method's scores per column."""
-    if method in ("fusion", "attention"):
-        return fusion if method == "fusion" else attention
-    return {column: fusion[column].get(method, {}) for column in COLUMNS}
+def _results(method: str, grounding: dict[str, dict]) -> dict[str, dict]:
+    """Return a method's scores per column; controls are those of our module."""
+    if method in grounding:
+        return grounding[method]
+    return {column: grounding["probe"][column].get(method, {}) for column in COLUMNS}
+
+
+def _presence(results: dict[str, dict]) -> dict[str, float | None]:
+    return {column: results[column].get("presence") for column in COLUMNS}
 
 
 def _columns(results: dict[str, dict]) -> dict[str, dict]:

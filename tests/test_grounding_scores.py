@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -87,3 +89,31 @@ def _nothing():
     no = torch.zeros(1, 1, dtype=torch.bool)
     maps = torch.zeros(1, 1, 2, 2)
     return maps, maps, maps.bool(), no.long(), no
+
+
+def test_random_names_and_presence_by_hand(words):
+    scores = GroundingScores(words)
+    right, wrong = torch.zeros(3, 2, 8, 8), torch.ones(3, 2, 8, 8)
+    right[0, 0, :, :4], right[0, 1, :, 4:], right[2, 0, 4:, 4:] = 0.9, 0.4, 0.7
+    scores.update(right, batch(), threshold=0.3)
+    scores.update_random_names(wrong, batch(), threshold=0.3)
+    absent = torch.zeros(3, 2, 8, 8)
+    absent[0, 0, 3, 3], absent[0, 1, 1, 1], absent[2, 0] = 0.5, 0.8, 0.1
+    absent[1] = 1.0  # an image that does not count
+    asked = torch.tensor([[True, True], [True, True], [True, False]])
+    scores.update_presence(right, absent, asked, batch())
+    results = scores.compute()
+    # the whole image: halves for 1 and 2, a quarter for 3
+    assert results["random_names"]["miou"] == pytest.approx((50 + 50 + 25) / 3)
+    # of the 9 pairs (0.9, 0.4, 0.7) x (0.5, 0.8, 0.1), 6 are in order: 3 + 1 + 2
+    assert results["presence"] == pytest.approx(100 * 6 / 9)
+    scores.update(right, batch(), threshold=0.3)
+    assert "presence" not in scores.compute()  # forgotten, and not made in validation
+
+
+def test_presence_needs_names_of_both_kinds(words):
+    scores = GroundingScores(words)
+    masks = torch.zeros(3, 2, 8, 8)
+    scores.update(masks, batch(), threshold=0.5)
+    scores.update_presence(masks, masks, torch.zeros(3, 2, dtype=torch.bool), batch())
+    assert math.isnan(scores.compute()["presence"])

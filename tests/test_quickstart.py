@@ -38,7 +38,7 @@ def strings(value):
 def test_copies_say_what_the_shipped_configs_say(tmp_path):
     write_configs(tmp_path, PLAIN)
     copies = sorted((tmp_path / "configs").rglob("*.yaml"))
-    assert len(copies) == 6
+    assert len(copies) == 7
     for copy in copies:
         name = copy.relative_to(tmp_path / "configs").with_suffix("").as_posix()
         text = config(name).read_text(encoding="utf-8")
@@ -97,9 +97,11 @@ def test_fill_sets_what_a_run_is(tmp_path):
 
 def test_plan_runs_every_config_and_is_unique(tmp_path):
     steps = plan(tmp_path)
-    assert len({step.name for step in steps}) == len(steps) == 11
+    assert len({step.name for step in steps}) == len(steps) == 13
     verbs = [step.arguments[0] for step in steps]
-    assert verbs == "predict fit test validate test predict fit test fit test report".split()
+    assert (
+        verbs == "predict fit test fit test validate test predict fit test fit test report".split()
+    )
     used = {path.relative_to(tmp_path / "configs") for step in steps for path in step.configs}
     write_configs(tmp_path, PLAIN)
     folder = tmp_path / "configs"
@@ -148,13 +150,14 @@ def test_a_failing_stage_gives_its_exit_code(tmp_path, capfd, monkeypatch):
 
 def grounding_results(value: float) -> dict:
     """What `test` of a grounding module writes, each number told apart by ``value``."""
-    controls = ("swapped", "foreground", "ceiling")
+    controls = ("swapped", "foreground", "ceiling", "random_names")
     return {
         column: {
             "miou": value + place,
             "miou_images": value + place + 0.5,
             "choice": None if column.startswith("one") else value + place,
             "images": 4,
+            "presence": value + 20 + place,
             **{
                 control: {"miou": 10.0 * (n + 1) + place, "miou_images": 1.0}
                 for n, control in enumerate(controls)
@@ -184,6 +187,7 @@ def finished(tmp_path_factory):
         )
     for folder, results in (
         ("2_grounding", grounding_results(70.0)),
+        ("2_fusion", grounding_results(60.0)),
         ("2_attention", grounding_results(40.0)),
         ("4_segmenter", segmentation_results(vocabulary, 60.0)),
         ("4_supervised", segmentation_results(vocabulary, 80.0)),
@@ -212,7 +216,7 @@ def test_report_has_every_number(report):
     assert (report["split"], report["annotator"]) == ("1", {"miou": 93.25})
     assert (len(report["seen"]), len(report["unseen"])) == (15, 5)
     assert list(report["grounding"]) == list(METHODS) == list(report["choice"])
-    assert report["grounding"]["fusion"] == {
+    assert report["grounding"]["probe"] == {
         "one_object": {
             "seen": 70.0,
             "seen_images": 70.5,
@@ -228,11 +232,19 @@ def test_report_has_every_number(report):
             "unseen_images": 74.5,
         },
     }
+    assert report["grounding"]["fusion"]["two_objects"]["unseen"] == 64.0
     assert report["grounding"]["attention"]["two_objects"]["unseen"] == 44.0
+    assert report["grounding"]["random_names"]["two_objects"]["seen"] == 42.0
     assert report["grounding"]["swapped"]["two_objects"]["seen"] == 12.0
     assert report["grounding"]["foreground"]["two_objects"]["seen"] == 22.0
     assert report["grounding"]["ceiling"]["one_object"]["unseen"] == 31.0
-    assert report["choice"]["fusion"] == {"two_seen": 72.0, "two_unseen": 74.0}
+    assert report["choice"]["probe"] == {"two_seen": 72.0, "two_unseen": 74.0}
+    presence = {"one_seen": 80.0, "one_unseen": 81.0, "two_seen": 82.0}
+    presence |= {"two_mixed": 83.0, "two_unseen": 84.0}
+    assert report["presence"] == {
+        "probe": {column: value + 10 for column, value in presence.items()},
+        "fusion": presence,
+    }
     assert report["segmentation"]["supervised"]["harmonic"] == pytest.approx(80 / 1.5)
     assert set(report["segmentation"]["synthetic"]) == {
         *("seen", "unseen", "harmonic", "background", "per_class")

@@ -29,7 +29,8 @@ def make_report(vocabulary: Vocabulary) -> dict:
         "seen": [vocabulary[i].key for i in vocabulary.seen],
         "unseen": [vocabulary[i].key for i in vocabulary.unseen],
         "grounding": {m: {"one_object": one, "two_objects": two} for m in numbers.METHODS},
-        "choice": {"fusion": {"two_seen": 88.8, "two_unseen": 55.5}},
+        "choice": {"probe": {"two_seen": 88.8, "two_unseen": 55.5}},
+        "presence": {"probe": {"one_seen": 97.7}},
         "segmentation": {n: {**scores, "per_class": per_class} for n in numbers.TRAINED_ON},
         "labels_of_stage_3": {"seen": 71.5, "unseen": 41.5},
         "annotator": {"miou": 92.5},
@@ -125,7 +126,15 @@ def test_terminal_shows_every_row(vocabulary):
     console = Console(width=120, file=io.StringIO())
     terminal.show(make_report(vocabulary), console)
     text = console.file.getvalue()
-    for word in (*numbers.METHODS, *numbers.TRAINED_ON, "boat, cat", "80.1", "44.4", "88.8"):
+    for word in (
+        *numbers.METHODS,
+        *numbers.TRAINED_ON,
+        "boat, cat",
+        "80.1",
+        "44.4",
+        "88.8",
+        "97.7",
+    ):
         assert word in text
 
 

@@ -18,13 +18,14 @@ class FoundStream(ShardStream):
     Args:
         path: Folder that `predict` wrote.
         limit: Take the first of these samples only.
+        cache: See `ShardStream`.
 
     Raises:
         ValueError: If limit is not positive.
     """
 
-    def __init__(self, path: str, limit: int | None = None) -> None:
-        super().__init__(path)
+    def __init__(self, path: str, limit: int | None = None, cache: bool = False) -> None:
+        super().__init__(path, cache=cache)
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
         self.most = limit

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
+from ovseg.data.cache import FeatureCache
 from ovseg.data.manifest import read_manifest
 from ovseg.data.shard_format import StoredSample, decode_sample, index_shard
-from ovseg.structures import IGNORE, Batch
+from ovseg.structures import IGNORE, Batch, Features
 from ovseg.vocabulary import Vocabulary
 
 
@@ -30,16 +31,19 @@ class ShardStream(Stream):
     Args:
         path: Folder that `predict` wrote.
         limit: Take the first samples only.
+        cache: Keep the features of every sample in memory once they were made, in every process:
+            0.6 MB each on the clip-art world, 68 MB with all of Stable Diffusion 1.x's taps.
 
     Raises:
         ValueError: If limit is not positive.
     """
 
-    def __init__(self, path: str, limit: int | None = None) -> None:
+    def __init__(self, path: str, limit: int | None = None, cache: bool = False) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
         self.folder = Path(path)
         self.limit = limit
+        self._cache = FeatureCache() if cache else None
         self._index: dict[str, list[dict[str, tuple[int, int]]]] = {}
 
     @cached_property
@@ -125,12 +129,21 @@ class ShardStream(Stream):
             )
 
     def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
-        """Add entities and features, with one call of the backbone."""
+        """Add entities and features, with one call of the backbone at most."""
         if backbone is None:
             return batch
         self.check(backbone)
-        features = backbone.features(batch.latents, batch.timesteps, batch.requests)
-        return batch.replace(entities=backbone.entities(batch.requests), features=features)
+        entities = backbone.entities(batch.requests)
+
+        def make(places: list[int]) -> Features:
+            requests = [batch.requests[place] for place in places]
+            return backbone.features(batch.latents[places], batch.timesteps, requests)
+
+        if self._cache is None:
+            features = make(list(range(len(batch))))
+        else:
+            features = self._cache.get(batch.indices.tolist(), entities.text.shape[1], make)
+        return batch.replace(entities=entities, features=features)
 
     def sample(self, position: int) -> StoredSample:
         """Return one sample with everything that is stored of it.

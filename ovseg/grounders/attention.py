@@ -28,6 +28,8 @@ class AttentionGrounder(Grounder):
         ValueError: If the threshold is not inside (0, 1).
     """
 
+    reads_names = False  # the prompt's own tokens
+
     def __init__(self, feature_spec: FeatureSpec, text_width: int, threshold: float = 0.5) -> None:
         super().__init__(feature_spec, text_width)
         if not 0 < threshold < 1:

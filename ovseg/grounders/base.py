@@ -18,10 +18,12 @@ class Grounder(nn.Module, ABC):
 
     Attributes:
         threshold: Probability from which a pixel belongs to the entity.
+        reads_names: Whether masks depend on `Entities.text`; the controls of the names need it.
         init_args: The subclass's own constructor arguments, kept so that it can be saved.
     """
 
     threshold: float = 0.5
+    reads_names: bool = True
 
     def __new__(cls, *args, **kwargs):
         """Record the constructor's own arguments in `init_args`."""

@@ -4,19 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
+from ovseg import controls
 from ovseg.grounders.base import Grounder
 from ovseg.grounders.folder import load_grounder, save_grounder
 from ovseg.losses import grounding_loss, with_negatives
 from ovseg.modules.common import check_output, stream_names
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
 from ovseg.modules.scored import ScoredModule
-from ovseg.structures import Batch, FeatureSpec, entity_targets, to_label_map
+from ovseg.structures import (
+    Batch,
+    Entities,
+    Entity,
+    FeatureSpec,
+    Request,
+    entity_targets,
+    to_label_map,
+)
 from ovseg.vocabulary import Vocabulary
 
 
@@ -115,6 +125,13 @@ class GroundingModule(ScoredModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
+    def on_test_start(self) -> None:
+        """Embed the names of all classes, of which some will be absent."""
+        super().on_test_start()
+        classes = tuple(Entity(c.id, c.name) for c in self.vocabulary.classes)
+        text = self.trainer.datamodule.backbone.embed([Request(0, 0, "", classes)])[0]
+        self._names = torch.cat([torch.zeros_like(text[:1]), text])
+
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
         masks = self(batch)
@@ -124,9 +141,23 @@ class GroundingModule(ScoredModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream, and its controls."""
-        scores = self.scores["test"][dataloader_idx]
-        scores.update(self(batch), batch, self.grounder.threshold)
+        scores, entities = self.scores["test"][dataloader_idx], batch.entities
+        masks = self(batch)
+        scores.update(masks, batch, self.grounder.threshold)
         scores.update_controls(batch)
+        if not self.grounder.reads_names:
+            return
+        text = controls.random_names(entities.text, entities.class_ids)
+        unknown = batch.replace(entities=replace(entities, text=text))
+        scores.update_random_names(self(unknown), batch, self.grounder.threshold)
+        absent = self._absent(batch)
+        scores.update_presence(masks, self(batch.replace(entities=absent)), absent.valid, batch)
+
+    def _absent(self, batch: Batch) -> Entities:
+        """Return as many names that are not in the pictures, seen for seen, unseen for unseen."""
+        kinds = (self.vocabulary.seen, self.vocabulary.unseen)
+        ids = controls.absent_classes(batch.entities.class_ids, batch.indices, kinds)
+        return Entities(self._names.to(batch.entities.text)[ids], ids, ids > 0)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of the names of each image."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.functional.classification import binary_auroc
+from torchmetrics.utilities import dim_zero_cat
 
 from ovseg import controls
 from ovseg.metrics import GroundingIoU
@@ -12,7 +14,7 @@ from ovseg.modules.common import by_class
 from ovseg.structures import Batch, entity_targets
 from ovseg.vocabulary import Vocabulary
 
-METHODS = ("own", "swapped", "foreground", "ceiling")
+METHODS = ("own", "swapped", "random_names", "foreground", "ceiling")
 SCORES = ("miou", "miou_images", "choice")
 GRID = tuple(round(0.02 * step, 2) for step in range(1, 50))
 
@@ -21,8 +23,9 @@ class GroundingScores(torch.nn.Module):
     """IoU of a grounder's masks against the annotator's, on images where it found every entity.
 
     The controls (Li et al. do not give them) are *swapped*: the mask of the other object scored
-    against this truth, in images of two; *foreground*: the union of all true masks given to every
-    name; *ceiling*: the true masks through the feature grid and back.
+    against this truth, in images of two; *random_names*: the grounder's mask when each name's
+    embedding is replaced by a fixed random vector; *foreground*: the union of all true masks given
+    to every name; *ceiling*: the true masks through the feature grid and back.
 
     Args:
         vocabulary: Classes of the stream.
@@ -32,6 +35,7 @@ class GroundingScores(torch.nn.Module):
         super().__init__()
         self.vocabulary = vocabulary
         self.metrics = torch.nn.ModuleDict({m: Cut(vocabulary.num_classes) for m in METHODS})
+        self.presence = Presence()
         self.count = Count()
 
     def update(self, masks: Tensor, batch: Batch, threshold: float) -> None:
@@ -47,6 +51,22 @@ class GroundingScores(torch.nn.Module):
         self.metrics["own"].add(masks, batch, valid, threshold)
         pair = valid & controls.two_objects(valid)[:, None]
         self.metrics["swapped"].add(controls.other(masks, valid), batch, pair, threshold)
+
+    def update_random_names(self, masks: Tensor, batch: Batch, threshold: float) -> None:
+        """Add the masks ``(B, K, H, W)`` of random names, scored against the true ones' truth."""
+        self.metrics["random_names"].add(masks, batch, scored(batch), threshold)
+
+    def update_presence(self, masks: Tensor, absent: Tensor, valid: Tensor, batch: Batch) -> None:
+        """Add masks of names that are in the pictures and of ``valid (B, K)`` names that are not.
+
+        Args:
+            masks: ``(B, K, H, W)`` in [0, 1], of the names of the batch.
+            absent: ``(B, K, H, W)`` in [0, 1], of other names.
+            valid: Which of the other names count.
+            batch: With entities and found.
+        """
+        here = scored(batch)
+        self.presence.update(masks[here], absent[valid & here])
 
     def update_controls(self, batch: Batch) -> None:
         """Add a batch to the controls that do not depend on the grounder."""
@@ -64,7 +84,8 @@ class GroundingScores(torch.nn.Module):
 
         Returns:
             `miou` (mean over classes), `miou_images`, `choice`, `per_class`, the first three of
-            each control under its name, `images` scored and the share `excluded`.
+            each control under its name, `presence` (see `Presence`), `images` scored and the share
+            `excluded`.
         """
         if not self.count.update_called:  # an empty stream: every score is nan, none is missing
             self._add_nothing()
@@ -75,9 +96,11 @@ class GroundingScores(torch.nn.Module):
             if self.metrics[method].update_called:  # the controls of test are not made in validate
                 values = self.metrics[method].compute()
                 results[method] = {key: float(values[key]) for key in SCORES}
+        if self.presence.update_called:
+            results["presence"] = self.presence.compute()
         used, total = self.count.compute()
         results |= {"images": used, "excluded": 1 - used / total if total else float("nan")}
-        for metric in (*self.metrics.values(), self.count):
+        for metric in (*self.metrics.values(), self.presence, self.count):
             metric.reset()
         return results
 
@@ -128,6 +151,35 @@ class Calibration(torch.nn.Module):
             raise ValueError("no validation image in which the annotator found every entity")
         places = (miou == miou.nan_to_num(-1).max()).nonzero()[:, 0]
         return float(self.metric.thresholds[int(places[len(places) // 2])])
+
+
+class Presence(Metric):
+    """How well the highest probability of a mask tells names in the picture from others.
+
+    Area under the ROC curve, in percent; 50 is chance.
+    """
+
+    full_state_update = False
+    scores: Tensor
+    present: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.add_state("scores", [], dist_reduce_fx="cat")
+        self.add_state("present", [], dist_reduce_fx="cat")
+
+    def update(self, here: Tensor, absent: Tensor) -> None:
+        """Add masks ``(N, H, W)`` of names in the picture, ``(M, H, W)`` of names that are not."""
+        masks = torch.cat([here, absent])
+        self.scores.append(masks.flatten(1).amax(dim=1))
+        self.present.append(torch.arange(len(masks), device=masks.device) < len(here))
+
+    def compute(self) -> float:
+        """Return the area, NaN if there are not names of both kinds."""
+        scores, present = dim_zero_cat(self.scores), dim_zero_cat(self.present)
+        if not present.any() or present.all():
+            return float("nan")
+        return 100 * float(binary_auroc(scores, present.long()))
 
 
 class Count(Metric):

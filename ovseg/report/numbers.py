@@ -5,13 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 METHODS = {
-    "fusion": "the trained grounding module",
+    "probe": "our grounding module, which labels stage 3",
+    "fusion": "the grounding module of Li et al., trained on the same masks",
     "attention": "cross-attention maps of the backbone, without training",
+    "random_names": "control: our module, each name replaced by a fixed random vector",
+    "swapped": "control: our module's mask of the other object",
     "foreground": "control: the union of all objects given to every name",
-    "swapped": "control: the trained module's mask of the other object",
     "ceiling": "the true masks through the feature grid and back",
 }
 """Rows of the grounding table."""
+
+TRAINED = {"probe": "2_grounding", "fusion": "2_fusion", "attention": "2_attention"}
+"""Rows that are grounders of their own, and the folder of their results; the rest are controls."""
 
 COLUMNS = {
     "one_seen": ("one_object", "seen"),
@@ -63,6 +68,12 @@ def choice_rows(report: dict) -> Iterator[tuple[str, list[str]]]:
         if method in report["choice"]:
             values = report["choice"][method]
             yield method, [percent(values.get(column)) for column in CHOICES]
+
+
+def presence_rows(report: dict) -> Iterator[tuple[str, list[str]]]:
+    """Yield each trained method with how well it tells names in a picture from others."""
+    for method, values in report["presence"].items():
+        yield method, [percent(values.get(column)) for column in COLUMNS]
 
 
 def segmentation_rows(report: dict) -> Iterator[tuple[str, list[str]]]:

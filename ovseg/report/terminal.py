@@ -17,6 +17,8 @@ def show(report: dict, console: Console | None = None) -> None:
     console.print(_table("Grounding, mIoU", head, numbers.grounding_rows(report)))
     head = [column.replace("_", " ") for column in numbers.CHOICES]
     console.print(_table("Right object of two", head, numbers.choice_rows(report)))
+    head = [column.replace("_", " ") for column in numbers.COLUMNS]
+    console.print(_table("Is it there? AUROC", head, numbers.presence_rows(report)))
     console.print(
         _table("Segmenter, mIoU", list(numbers.SCORES), numbers.segmentation_rows(report))
     )
