@@ -69,9 +69,11 @@ def random_names(text: Tensor, class_ids: Tensor) -> Tensor:
     Returns:
         ``(B, K, D)`` float.
     """
-    count = int(class_ids.max()) + 1 if class_ids.numel() else 0
-    vectors = torch.randn(count, text.shape[2], generator=torch.Generator().manual_seed(0))
-    chosen = F.normalize(vectors, dim=1).to(text)[class_ids]
+    flat = [
+        torch.randn(text.shape[2], generator=torch.Generator().manual_seed(i))
+        for i in class_ids.flatten().tolist()
+    ]
+    chosen = F.normalize(torch.stack(flat), dim=1).to(text).unflatten(0, class_ids.shape)
     return chosen * text.norm(dim=2, keepdim=True)
 
 
