@@ -1,9 +1,10 @@
 """Train the models of the clip-art world and write them as diffusers and transformers folders.
 
-    python tools/train_clipart.py text autoencoder unet annotator backbone --out runs/clipart
+    python tools/train_clipart.py text autoencoder unet annotator backbone gates --out runs/clipart
 
 Each stage resumes from its checkpoint in OUT, the U-Net also from a pipeline in OUT/pipeline (say,
-a copy of the shipped one); `export` copies the result, in half precision, to where the package
+a copy of the shipped one); `gates` measures whether the world is good enough for a head to be
+trained on it, and plots it; `export` copies the result, in half precision, to where the package
 reads it. Loss curves and sample sheets are PNGs in OUT.
 """
 
@@ -35,7 +36,8 @@ def main() -> None:
         parser.error("--lr is an argument of the stage unet alone")
     given = {k: v for k in ("steps", "batch", "lr") if (v := getattr(args, k))}
     for stage in args.stages:
-        STAGES[stage](args.out / "pipeline", args.out, seed=args.seed, device=args.device, **given)
+        own = {} if stage in ("gates", "export") else given
+        STAGES[stage](args.out / "pipeline", args.out, seed=args.seed, device=args.device, **own)
 
 
 if __name__ == "__main__":

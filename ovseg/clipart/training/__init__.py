@@ -17,5 +17,6 @@ STAGES = {
     "unet": _stage("unet:train_unet"),
     "annotator": _stage("annotator:train_annotator"),
     "backbone": _stage("backbone:train_backbone"),
+    "gates": _stage("world:gates"),
     "export": _stage("export:export"),
 }
