@@ -97,11 +97,10 @@ def test_random_names_and_presence_by_hand(words):
     right[0, 0, :, :4], right[0, 1, :, 4:], right[2, 0, 4:, 4:] = 0.9, 0.4, 0.7
     scores.update(right, batch(), threshold=0.3)
     scores.update_random_names(wrong, batch(), threshold=0.3)
-    absent = torch.zeros(3, 2, 8, 8)
-    absent[0, 0, 3, 3], absent[0, 1, 1, 1], absent[2, 0] = 0.5, 0.8, 0.1
-    absent[1] = 1.0  # an image that does not count
+    here = torch.tensor([[0.9, 0.4], [-5.0, -5.0], [0.7, -5.0]])
+    absent = torch.tensor([[0.5, 0.8], [9.0, 9.0], [0.1, 9.0]])
     asked = torch.tensor([[True, True], [True, True], [True, False]])
-    scores.update_presence(right, absent, asked, batch())
+    scores.update_presence(here, absent, asked, batch())
     results = scores.compute()
     # the whole image: halves for 1 and 2, a quarter for 3
     assert results["random_names"]["miou"] == pytest.approx((50 + 50 + 25) / 3)
@@ -115,5 +114,6 @@ def test_presence_needs_names_of_both_kinds(words):
     scores = GroundingScores(words)
     masks = torch.zeros(3, 2, 8, 8)
     scores.update(masks, batch(), threshold=0.5)
-    scores.update_presence(masks, masks, torch.zeros(3, 2, dtype=torch.bool), batch())
+    here = torch.zeros(3, 2)
+    scores.update_presence(here, here, torch.zeros(3, 2, dtype=torch.bool), batch())
     assert math.isnan(scores.compute()["presence"])

@@ -3,7 +3,14 @@ import math
 import pytest
 import torch
 
-from ovseg.losses import grounding_loss, mask_bce, mask_dice, mean_count, with_negatives
+from ovseg.losses import (
+    grounding_loss,
+    mask_bce,
+    mask_dice,
+    mean_count,
+    presence_loss,
+    with_negatives,
+)
 from ovseg.structures import Entities
 
 
@@ -81,3 +88,15 @@ def test_too_few_names_leave_negatives_invalid():
     more = with_negatives(entities(), 3)
     assert more.class_ids[0].tolist() == [1, 2, 3, 4, 0]
     assert more.valid[0].tolist() == [True, True, True, True, False]
+
+
+def test_presence_loss_by_hand():
+    here, found = (
+        torch.tensor([[0.0, 9.0], [2.0, 0.0]]),
+        torch.tensor([[True, False], [True, True]]),
+    )
+    absent, valid = torch.tensor([[1.0], [5.0]]), torch.tensor([[True], [False]])
+    expected = 2 * math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.e)
+    loss = presence_loss(here, found, absent, valid)
+    assert loss.item() == pytest.approx(expected / 4, rel=1e-5)
+    assert presence_loss(here, ~(found | True), absent, valid & False).item() == 0.0

@@ -62,9 +62,12 @@ def test_projecting_before_resizing_equals_concatenating():
 def test_logits_at_image_size_and_gradients_everywhere(steps, branches):
     of = spec(steps, branches)
     grounder = small(of)
-    logits = grounder(*batch(of))
+    features, entities = batch(of)
+    logits = grounder(features, entities)
     assert logits.shape == (3, 2, 32, 32) and logits.isfinite().all()
-    logits.square().mean().backward()
+    present = grounder.presence(features, entities, logits.detach())
+    assert present.shape == (3, 2)
+    (logits.square().mean() + present.square().mean()).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in grounder.parameters())
 
 
@@ -120,6 +123,24 @@ def test_the_others_of_a_name_are_the_mean_of_the_rest():
     torch.testing.assert_close(others[0], (own[1] + own[2]) / 2, atol=1e-6, rtol=1e-5)
     entities.valid[0, 1:] = False
     assert (grounder.evidence(features, entities, (8, 8))[0, 0, 4:] == 0).all()
+
+
+@torch.no_grad()
+def test_presence_reads_the_probes_inside_the_mask_anywhere_and_at_their_highest():
+    of = spec(probes={"x": (1, 4)})
+    grounder = small(of).eval()
+    assert grounder.learns_presence and not small(of, probes=False).learns_presence
+    seen = []
+    grounder.tell.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    features, entities = batch(of, size=1, names=1)
+    logits = torch.full((1, 1, 32, 32), -50.0)
+    logits[..., :16] = 50.0
+    grounder.presence(features, entities, logits)
+    odds = features.probes["x"](entities.text)[0, 0, 0, 0] / 3  # (8, 8)
+    expected = torch.tensor([odds[:, :4].sum() / (32 + 1e-3), odds.mean(), odds.max()])
+    torch.testing.assert_close(seen[0][0, 0], expected, atol=1e-5, rtol=1e-5)
+    highest = small(of, probes=False).presence(features, entities, logits)
+    assert highest.tolist() == [[50.0]]
 
 
 def test_text_is_hidden_in_training_only():

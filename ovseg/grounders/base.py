@@ -19,11 +19,13 @@ class Grounder(nn.Module, ABC):
     Attributes:
         threshold: Probability from which a pixel belongs to the entity.
         reads_names: Whether masks depend on `Entities.text`; the controls of the names need it.
+        learns_presence: Whether `presence` has parameters; they are trained beside the masks.
         init_args: The subclass's own constructor arguments, kept so that it can be saved.
     """
 
     threshold: float = 0.5
     reads_names: bool = True
+    learns_presence: bool = False
 
     def __new__(cls, *args, **kwargs):
         """Record the constructor's own arguments in `init_args`."""
@@ -44,6 +46,16 @@ class Grounder(nn.Module, ABC):
 
         In eval mode a batch of N equals N batches of one, and padding entities change nothing.
         """
+
+    def presence(self, features: Features, entities: Entities, logits: Tensor) -> Tensor:
+        """Return logits ``(B, K)`` of each name being in the picture at all.
+
+        Args:
+            features: As in `forward`.
+            entities: As in `forward`.
+            logits: What `forward` returned; here, the highest of each mask is taken.
+        """
+        return logits.amax(dim=(2, 3))
 
 
 def check_features(spec: FeatureSpec, features: Features) -> None:

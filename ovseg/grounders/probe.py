@@ -14,7 +14,7 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import group_norm, relu
+from torch.nn.functional import adaptive_avg_pool2d, group_norm, relu
 
 from ovseg.grounders.base import Grounder, check_features
 from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
@@ -56,6 +56,9 @@ class Likeness(nn.Module):
 
 class ProbeGrounder(Grounder):
     """A small convolutional network per name, over probes, features and pooled prototypes.
+
+    Whether a name is in the picture at all is told by a network of its own, from the probes inside
+    its mask, anywhere, and at their highest: it sees no embedding that it could learn by heart.
 
     The switches are there for the ablation: each takes one source of information away.
 
@@ -122,6 +125,9 @@ class ProbeGrounder(Grounder):
         self.merge = Block(width)
         heads = [probe.channels * feature_spec.steps for probe in feature_spec.probes.values()]
         self.ask = MultiscaleProjection(heads, evidence) if probes else None
+        self.learns_presence = probes
+        if probes:
+            self.tell = nn.Sequential(nn.Linear(3 * sum(heads), 32), nn.ReLU(), nn.Linear(32, 1))
         self.text = Likeness(text_width, width, products) if text else None
         known = width + evidence * probes * (1 + others) + products * text
         self.others = others
@@ -147,18 +153,30 @@ class ProbeGrounder(Grounder):
     def evidence(self, features: Features, entities: Entities, size: tuple[int, int]) -> Tensor:
         """Ask the probes for each name: ``(B, K, C, *size)``, with the mean of the others."""
         count = entities.valid.shape[1]
-        odds = [
-            features.probes[name](entities.text).clamp(-LIMIT, LIMIT) / SCALE
-            for name in self.feature_spec.probes
-        ]
-        rows = [o.transpose(1, 2).flatten(2, 3).flatten(0, 1) for o in odds]  # (BK, S * heads, ...)
-        found = self.ask(rows, size).unflatten(0, (-1, count))
+        odds = self._odds(features, entities)
+        found = self.ask([o.flatten(0, 1) for o in odds], size).unflatten(0, (-1, count))
         if not self.others:
             return found
         valid = entities.valid[..., None, None, None]
         total, number = (found * valid).sum(1, keepdim=True), valid.sum(1, keepdim=True)
         others = (total - found * valid) / (number - valid.long()).clamp(min=1)
         return torch.cat([found, others], dim=2)
+
+    def _odds(self, features: Features, entities: Entities) -> list[Tensor]:
+        """Return each probe's answer ``(B, K, S * heads, h, w)``, of order one."""
+        answers = (features.probes[name](entities.text) for name in self.feature_spec.probes)
+        return [a.clamp(-LIMIT, LIMIT).transpose(1, 2).flatten(2, 3) / SCALE for a in answers]
+
+    def presence(self, features: Features, entities: Entities, logits: Tensor) -> Tensor:
+        """Return logits ``(B, K)`` of each name being in the picture at all."""
+        if not self.learns_presence:
+            return super().presence(features, entities, logits)
+        masks, facts = logits.sigmoid(), []
+        for odds in self._odds(features, entities):
+            inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
+            mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
+            facts += [mean, odds.mean((3, 4)), odds.amax((3, 4))]
+        return self.tell(torch.cat(facts, dim=2))[..., 0]
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, H, W)`` at image size."""

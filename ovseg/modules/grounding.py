@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -14,7 +15,7 @@ from torch import Tensor
 from ovseg import controls
 from ovseg.grounders.base import Grounder
 from ovseg.grounders.folder import load_grounder, save_grounder
-from ovseg.losses import grounding_loss, with_negatives
+from ovseg.losses import grounding_loss, presence_loss, with_negatives
 from ovseg.modules.common import check_output, stream_names
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
 from ovseg.modules.scored import ScoredModule
@@ -108,22 +109,43 @@ class GroundingModule(ScoredModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the probability ``(B, K, H, W)`` of each entity at image size."""
-        logits = self.grounder(batch.features, batch.entities).float()
+        return self._masks(batch)[0]
+
+    def _masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Return probabilities at image size, and logits ``(B, K)`` of each name's presence."""
+        logits = self.grounder(batch.features, batch.entities)
+        present = self.grounder.presence(batch.features, batch.entities, logits)
         size = batch.labels.shape[-2:]
-        return F.interpolate(logits, size, mode="bilinear", align_corners=False).sigmoid()
+        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
+        return logits.sigmoid(), present
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss over the found entities and the negatives."""
+        """Return the loss over the found entities and the negatives, and that of presence."""
         entities, found = batch.entities, batch.found & batch.entities.valid
+        names = found.shape[1]
         if self.negatives:
-            names = found.shape[1]
             entities = with_negatives(entities, self.negatives)
             found = torch.cat([found, entities.valid[:, names:]], dim=1)
         targets, pixels = entity_targets(batch.labels, entities.class_ids)
         logits = self.grounder(batch.features, entities)
         loss = grounding_loss(logits, targets, pixels, found, self.dice)
+        if self.grounder.learns_presence:
+            loss = loss + self._presence_loss(batch, logits[:, :names])
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
+
+    def _presence_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+        """Tell the found names from one of the batch's others each; masks learn nothing by it."""
+        found = batch.found & batch.entities.valid
+        more = with_negatives(batch.entities, 1)
+        absent = Entities(
+            *(x[:, found.shape[1] :] for x in (more.text, more.class_ids, more.valid))
+        )
+        with torch.no_grad():
+            others = self.grounder(batch.features, absent)
+        presence = partial(self.grounder.presence, batch.features)
+        here = presence(batch.entities, logits.detach())
+        return presence_loss(here, found, presence(absent, others), absent.valid)
 
     def on_test_start(self) -> None:
         """Embed the names of all classes, of which some will be absent."""
@@ -142,7 +164,7 @@ class GroundingModule(ScoredModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream, and its controls."""
         scores, entities = self.scores["test"][dataloader_idx], batch.entities
-        masks = self(batch)
+        masks, here = self._masks(batch)
         scores.update(masks, batch, self.grounder.threshold)
         scores.update_controls(batch)
         if not self.grounder.reads_names:
@@ -151,7 +173,8 @@ class GroundingModule(ScoredModule):
         unknown = batch.replace(entities=replace(entities, text=text))
         scores.update_random_names(self(unknown), batch, self.grounder.threshold)
         absent = self._absent(batch)
-        scores.update_presence(masks, self(batch.replace(entities=absent)), absent.valid, batch)
+        others = self._masks(batch.replace(entities=absent))[1]
+        scores.update_presence(here, others, absent.valid, batch)
 
     def _absent(self, batch: Batch) -> Entities:
         """Return as many names that are not in the pictures, seen for seen, unseen for unseen."""

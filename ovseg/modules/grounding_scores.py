@@ -56,17 +56,17 @@ class GroundingScores(torch.nn.Module):
         """Add the masks ``(B, K, H, W)`` of random names, scored against the true ones' truth."""
         self.metrics["random_names"].add(masks, batch, scored(batch), threshold)
 
-    def update_presence(self, masks: Tensor, absent: Tensor, valid: Tensor, batch: Batch) -> None:
-        """Add masks of names that are in the pictures and of ``valid (B, K)`` names that are not.
+    def update_presence(self, here: Tensor, absent: Tensor, valid: Tensor, batch: Batch) -> None:
+        """Add how present names are that are in the pictures, and others that are not.
 
         Args:
-            masks: ``(B, K, H, W)`` in [0, 1], of the names of the batch.
-            absent: ``(B, K, H, W)`` in [0, 1], of other names.
-            valid: Which of the other names count.
+            here: ``(B, K)`` float, of the names of the batch.
+            absent: ``(B, K)`` float, of other names.
+            valid: ``(B, K)`` bool: which of the other names count.
             batch: With entities and found.
         """
-        here = scored(batch)
-        self.presence.update(masks[here], absent[valid & here])
+        counted = scored(batch)
+        self.presence.update(here[counted], absent[valid & counted])
 
     def update_controls(self, batch: Batch) -> None:
         """Add a batch to the controls that do not depend on the grounder."""
@@ -154,7 +154,7 @@ class Calibration(torch.nn.Module):
 
 
 class Presence(Metric):
-    """How well the highest probability of a mask tells names in the picture from others.
+    """How well `Grounder.presence` tells names in the picture from others.
 
     Area under the ROC curve, in percent; 50 is chance.
     """
@@ -169,17 +169,17 @@ class Presence(Metric):
         self.add_state("present", [], dist_reduce_fx="cat")
 
     def update(self, here: Tensor, absent: Tensor) -> None:
-        """Add masks ``(N, H, W)`` of names in the picture, ``(M, H, W)`` of names that are not."""
-        masks = torch.cat([here, absent])
-        self.scores.append(masks.flatten(1).amax(dim=1))
-        self.present.append(torch.arange(len(masks), device=masks.device) < len(here))
+        """Add ``(N,)`` of names in the picture, ``(M,)`` of names that are not."""
+        scores = torch.cat([here, absent])
+        self.scores.append(scores)
+        self.present.append(torch.arange(len(scores), device=scores.device) < len(here))
 
     def compute(self) -> float:
         """Return the area, NaN if there are not names of both kinds."""
         scores, present = dim_zero_cat(self.scores), dim_zero_cat(self.present)
         if not present.any() or present.all():
             return float("nan")
-        return 100 * float(binary_auroc(scores, present.long()))
+        return 100 * float(binary_auroc(scores.double(), present.long()))
 
 
 class Count(Metric):

@@ -1,0 +1,95 @@
+"""Grounding of pictures that no generator made: drawn scenes, whose masks are exact.
+
+    python benchmarks/encode_image.py --grounder clipart --out runs/benchmarks/encode_image.json
+
+The scenes go through the autoencoder, are noised to the tapped step, and the grounder is asked for
+the names that they show, seen or unseen: no annotator has a say. One and two objects, a column each
+for images of seen and of unseen names.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import torch
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from ovseg import GroundedDiffusion
+from ovseg.clipart.stream import DrawnScenes
+from ovseg.grounders.folder import read_config
+from ovseg.metrics import GroundingIoU
+from ovseg.structures import Entities, Entity, Request, entity_targets
+from ovseg.vocabulary import Vocabulary
+
+SEED = 700_000
+
+
+@torch.no_grad()
+def ground(model: GroundedDiffusion, images, names: list[list], seed: int, size: int):
+    """Return probabilities ``(B, K, H, W)`` and the entities."""
+    requests = []
+    for i, row in enumerate(names):
+        entities, prompt = [], "a photo of "
+        for k, c in enumerate(row):
+            prompt += f"{' and ' if k else ''}{c.article} "
+            entities.append(Entity(c.id, c.name, (len(prompt), len(prompt) + len(c.name))))
+            prompt += c.name
+        requests.append(Request(i, seed + i, prompt, tuple(entities)))
+    latents = model.backbone.encode_image(images, requests)
+    features = model.backbone.features(latents, model.backbone.timesteps, requests)
+    entities: Entities = model.backbone.entities(requests)
+    logits = interpolate(model.grounder(features, entities), size=size, mode="bilinear")
+    return logits.sigmoid(), entities
+
+
+def measure(model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int) -> dict[str, dict]:
+    """Score columns of scenes whose names are all seen, or all unseen."""
+    result = {}
+    for objects, word in ((1, "one"), (2, "two")):
+        stream = DrawnScenes(40 * scenes, SEED + objects, objects=(objects,))
+        stream.bind(vocabulary)
+        for side in ("seen", "unseen"):
+            chosen = set(vocabulary.select(side))
+            metric, used, position = GroundingIoU(vocabulary.num_classes), 0, 0
+            bar = tqdm(total=scenes, desc=f"{word}, {side}", mininterval=5)
+            while used < scenes and position < len(stream):
+                batch = stream[range(position, position + 100)]
+                position += 100
+                ids = [sorted(set(label.unique().tolist()) - {0}) for label in batch.labels]
+                rows = [i for i, row in enumerate(ids) if len(row) == objects and chosen >= {*row}]
+                rows = rows[: scenes - used]
+                if not rows:
+                    continue
+                names = [[vocabulary[i] for i in ids[row]] for row in rows]
+                images, labels = batch.images[rows], batch.labels[rows]
+                masks, entities = ground(model, images, names, SEED + position, images.shape[-1])
+                targets, pixels = entity_targets(labels, entities.class_ids)
+                metric.update(masks, targets, pixels, entities.class_ids, entities.valid)
+                used += len(rows)
+                bar.update(len(rows))
+            bar.close()
+            scores = metric.compute()
+            result[f"{word}_{side}"] = {"miou": float(scores["miou"]), "images": used}
+    return result
+
+
+def main() -> None:
+    """Measure one grounder folder."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--grounder", default="clipart", help="grounder folder, or clipart")
+    parser.add_argument("--scenes", type=int, default=125, help="scenes of each of four columns")
+    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/encode_image.json"))
+    args = parser.parse_args()
+    split = (read_config(args.grounder).get("vocabulary") or {}).get("split", "1")
+    model = GroundedDiffusion.from_pretrained(args.grounder)
+    result = measure(model, Vocabulary.load("clipart", split), args.scenes)
+    args.out.parent.mkdir(parents=True, exist_ok=True)
+    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
+    print(json.dumps(result, indent=2))
+
+
+if __name__ == "__main__":
+    main()
