@@ -70,20 +70,17 @@ def grounding_loss(
     return (loss * found).sum() / mean_count(found.sum())
 
 
-def presence_loss(here: Tensor, found: Tensor, absent: Tensor, valid: Tensor) -> Tensor:
-    """Average the binary cross-entropy of names in the picture and of names that are not.
+def presence_loss(logits: Tensor, targets: Tensor, counted: Tensor) -> Tensor:
+    """Average the binary cross-entropy of names being in their pictures.
 
     Args:
-        here: ``(B, K)`` logits of the names of the picture.
-        found: ``(B, K)`` bool: those that count.
-        absent: ``(B, N)`` logits of names that are not in it.
-        valid: ``(B, N)`` bool: those that count.
+        logits: ``(B, K)``.
+        targets: ``(B, K)`` bool: the name is in the picture.
+        counted: ``(B, K)`` bool.
 
     Returns:
         Scalar, normalised as in `grounding_loss`.
     """
-    logits, counted = torch.cat([here, absent], dim=1), torch.cat([found, valid], dim=1)
-    targets = torch.cat([torch.ones_like(here), torch.zeros_like(absent)], dim=1)
     loss = F.binary_cross_entropy_with_logits(logits.float(), targets.float(), reduction="none")
     return (loss * counted).sum() / mean_count(counted.sum())
 

@@ -91,12 +91,10 @@ def test_too_few_names_leave_negatives_invalid():
 
 
 def test_presence_loss_by_hand():
-    here, found = (
-        torch.tensor([[0.0, 9.0], [2.0, 0.0]]),
-        torch.tensor([[True, False], [True, True]]),
-    )
-    absent, valid = torch.tensor([[1.0], [5.0]]), torch.tensor([[True], [False]])
+    logits = torch.tensor([[0.0, 9.0, 1.0], [2.0, 0.0, 5.0]])
+    targets = torch.tensor([[True, True, False], [True, True, False]])
+    counted = torch.tensor([[True, False, True], [True, True, False]])
     expected = 2 * math.log(2) + math.log(1 + math.exp(-2)) + math.log(1 + math.e)
-    loss = presence_loss(here, found, absent, valid)
+    loss = presence_loss(logits, targets, counted)
     assert loss.item() == pytest.approx(expected / 4, rel=1e-5)
-    assert presence_loss(here, ~(found | True), absent, valid & False).item() == 0.0
+    assert presence_loss(logits, targets, counted & False).item() == 0.0

@@ -127,7 +127,9 @@ class ProbeGrounder(Grounder):
         self.ask = MultiscaleProjection(heads, evidence) if probes else None
         self.learns_presence = probes
         if probes:
-            self.tell = nn.Sequential(nn.Linear(3 * sum(heads), 32), nn.ReLU(), nn.Linear(32, 1))
+            facts = 3 * sum(heads)
+            self.standardise = nn.BatchNorm1d(facts, affine=False)
+            self.tell = nn.Sequential(nn.Linear(facts, 128), nn.ReLU(), nn.Linear(128, 1))
         self.text = Likeness(text_width, width, products) if text else None
         known = width + evidence * probes * (1 + others) + products * text
         self.others = others
@@ -168,7 +170,10 @@ class ProbeGrounder(Grounder):
         return [a.clamp(-LIMIT, LIMIT).transpose(1, 2).flatten(2, 3) / SCALE for a in answers]
 
     def presence(self, features: Features, entities: Entities, logits: Tensor) -> Tensor:
-        """Return logits ``(B, K)`` of each name being in the picture at all."""
+        """Return logits ``(B, K)`` of each name being in the picture at all.
+
+        In training, names that are in it and others must come in one call.
+        """
         if not self.learns_presence:
             return super().presence(features, entities, logits)
         masks, facts = logits.sigmoid(), []
@@ -176,7 +181,10 @@ class ProbeGrounder(Grounder):
             inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
             mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
             facts += [mean, odds.mean((3, 4)), odds.amax((3, 4))]
-        return self.tell(torch.cat(facts, dim=2))[..., 0]
+        known = torch.cat(facts, dim=2)
+        present = known.new_zeros(entities.valid.shape)
+        present[entities.valid] = self.tell(self.standardise(known[entities.valid]))[:, 0]
+        return present
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, H, W)`` at image size."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
-from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -137,15 +136,14 @@ class GroundingModule(ScoredModule):
     def _presence_loss(self, batch: Batch, logits: Tensor) -> Tensor:
         """Tell the found names from one of the batch's others each; masks learn nothing by it."""
         found = batch.found & batch.entities.valid
-        more = with_negatives(batch.entities, 1)
-        absent = Entities(
-            *(x[:, found.shape[1] :] for x in (more.text, more.class_ids, more.valid))
-        )
+        names = with_negatives(batch.entities, 1)
+        absent = Entities(*(x[:, -1:] for x in (names.text, names.class_ids, names.valid)))
         with torch.no_grad():
             others = self.grounder(batch.features, absent)
-        presence = partial(self.grounder.presence, batch.features)
-        here = presence(batch.entities, logits.detach())
-        return presence_loss(here, found, presence(absent, others), absent.valid)
+        logits = torch.cat([logits.detach(), others], dim=1)
+        present = self.grounder.presence(batch.features, names, logits)
+        targets = F.pad(torch.ones_like(found), (0, 1))
+        return presence_loss(present, targets, torch.cat([found, absent.valid], dim=1))
 
     def on_test_start(self) -> None:
         """Embed the names of all classes, of which some will be absent."""
