@@ -69,6 +69,8 @@ def random_names(text: Tensor, class_ids: Tensor) -> Tensor:
     Returns:
         ``(B, K, D)`` float.
     """
+    if not class_ids.numel():
+        return text
     flat = [
         torch.randn(text.shape[2], generator=torch.Generator().manual_seed(i))
         for i in class_ids.flatten().tolist()

@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import json
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from rich.console import Console
 
 from ovseg.backbones.taps import SD1_TAPS
+from ovseg.data.shards import ShardStream
 from ovseg.grounders.fusion import FusionGrounder
+from ovseg.grounders.probe import ProbeGrounder
+from ovseg.modules.grounding import GroundingModule
+from ovseg.report.numbers import COLUMNS
 from ovseg.structures import FeatureSpec
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -70,3 +77,34 @@ def test_sampling_runs(benchmark, tiny_pipeline, tmp_path):
     assert result["training_step"]["times_faster"]["median"] > 0
     assert set(result["images"]["per_second"]) == {"batch 1", "batch 2"}
     assert result["machine"]["threads"] >= 1
+
+
+def test_ablations_change_arguments_that_exist(benchmark, tmp_path):
+    ablations = benchmark("ablations")
+    steps = ablations.plan(tmp_path / "run", tmp_path / "out")
+    assert len(steps) == 2 * len(ablations.VARIANTS) == len({step.name for step in steps})
+    for step in steps:
+        overlay = yaml.safe_load(step.configs[1].read_text(encoding="utf-8"))
+        module = overlay["model"]["init_args"]
+        assert module["output"] == str(
+            tmp_path / "out" / step.name.removesuffix("/test") / "grounder"
+        )
+        assert module.keys() <= inspect.signature(GroundingModule).parameters.keys()
+        head = module.get("grounder", {}).get("init_args", {})
+        assert head.keys() <= inspect.signature(ProbeGrounder).parameters.keys()
+        stream = overlay.get("data", {}).get("init_args", {}).get("train", {}).get("init_args", {})
+        assert stream.keys() <= inspect.signature(ShardStream).parameters.keys()
+
+
+def test_ablations_table_and_plot(benchmark, tmp_path, capsys):
+    ablations = benchmark("ablations")
+    for number, name in enumerate(ablations.VARIANTS):
+        results = {column: {"miou": 50.0 + number, "presence": 90.0} for column in COLUMNS}
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    table = ablations.collect(tmp_path)
+    assert table["no_probes"]["two_unseen"] == 51.0 and table["dice"]["presence"] == 90.0
+    ablations.show(table, Console(width=200))
+    assert "with Dice loss" in capsys.readouterr().out
+    ablations.plot(table, tmp_path / "ablations.png")
+    assert (tmp_path / "ablations.png").stat().st_size > 10_000

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from ovseg.clipart.training import STAGES
-from ovseg.clipart.training.world import Verdict, plot, show, verdicts
+from ovseg.clipart.training.world import VERSION, Verdict, digest, plot, show, verdicts
 
 
 def measured() -> dict:
@@ -48,3 +50,8 @@ def test_they_are_printed_and_plotted(tmp_path, capsys):
 
 def test_the_training_script_knows_the_stage():
     assert list(STAGES)[-2:] == ["gates", "export"]
+
+
+def test_the_shipped_world_is_the_one_that_the_docs_describe():
+    text = (Path(__file__).parents[1] / "docs" / "clipart.md").read_text(encoding="utf-8")
+    assert f"`clipart` {VERSION}, digest `{digest()}`" in text

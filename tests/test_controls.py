@@ -50,6 +50,7 @@ def test_random_names_are_fixed_by_class_and_as_long_as_the_true_ones():
     assert (unit[0, 0] - unit[0, 1]).abs().max() > 0.1
     alone = controls.random_names(text[:1], ids[:1])  # whatever else is in the batch
     torch.testing.assert_close(alone, random[:1])
+    assert controls.random_names(text[:0], ids[:0]).shape == (0, 3, 5)
 
 
 def test_absent_classes_are_of_the_same_kind_and_not_in_the_image():

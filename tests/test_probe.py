@@ -145,6 +145,15 @@ def test_presence_reads_the_probes_inside_the_mask_anywhere_and_at_their_highest
     assert highest.tolist() == [[50.0]]
 
 
+def test_presence_of_a_single_name_in_training():
+    of = spec()
+    grounder = small(of)
+    features, entities = batch(of, size=1, names=1)
+    present = grounder.presence(features, entities, grounder(features, entities).detach())
+    present.sum().backward()
+    assert present.isfinite().all() and grounder.tell[0].weight.grad.isfinite().all()
+
+
 def test_text_is_hidden_in_training_only():
     of = spec()
     features, entities = batch(of)

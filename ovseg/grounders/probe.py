@@ -14,7 +14,7 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, group_norm, relu
+from torch.nn.functional import adaptive_avg_pool2d, batch_norm, group_norm, relu
 
 from ovseg.grounders.base import Grounder, check_features
 from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
@@ -181,9 +181,13 @@ class ProbeGrounder(Grounder):
             inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
             mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
             facts += [mean, odds.mean((3, 4)), odds.amax((3, 4))]
-        known = torch.cat(facts, dim=2)
+        known = torch.cat(facts, dim=2)[entities.valid]
+        if self.training and len(known) < 2:  # no statistics of their own
+            known = batch_norm(known, self.standardise.running_mean, self.standardise.running_var)
+        else:
+            known = self.standardise(known)
         present = known.new_zeros(entities.valid.shape)
-        present[entities.valid] = self.tell(self.standardise(known[entities.valid]))[:, 0]
+        present[entities.valid] = self.tell(known)[:, 0]
         return present
 
     def forward(self, features: Features, entities: Entities) -> Tensor:

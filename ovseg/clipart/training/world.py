@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
+from importlib.resources import files
 from pathlib import Path
 from typing import NamedTuple
 
@@ -20,10 +22,14 @@ from ovseg.clipart.training.measure import (
     language,
     named_colors,
 )
+from ovseg.embedded import WEIGHTS
 from ovseg.vocabulary import Vocabulary
 
 TAPS = ("down_blocks.1.attentions.0", "mid_block", "up_blocks.1.attentions.1", "up_blocks.2")
 """Where the features are read that names must be told by."""
+
+VERSION = "1.0"
+"""Of the shipped world. Another noun, text encoder, autoencoder, U-Net or annotator: a new one."""
 
 STEPS, GUIDANCE = 8, 2.5
 """How the shipped configs sample."""
@@ -74,6 +80,7 @@ def measure(
     result["right_color"] = named_colors(backbone, oracle, vocabulary, max(40, images // 2))
     result["language"] = language(backbone, oracle, vocabulary, images)
     found = verdicts(result)
+    result["world"] = {"version": VERSION, "digest": digest()} if pipeline == "clipart" else None
     result["gates"] = {v.what: [v.value, v.bar, v.passed] for v in found}
     (out / "clipart.json").write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     plot(found, out / "gates.png")
@@ -137,6 +144,17 @@ def plot(found: Sequence[Verdict], path: Path) -> None:
     axes.invert_yaxis()
     axes.set_xlim(0, 1.3 * max(max(v.value, v.bar) for v in found))
     figure.savefig(path, dpi=120)
+
+
+def digest() -> str:
+    """Hex digest of the shipped world: its models, nouns and classes, without any grounder."""
+    package = files("ovseg")
+    facts = ["clipart/nouns.yaml", "vocabularies/clipart.yaml"]
+    models = [p for p in WEIGHTS.rglob("*") if p.is_file() and "grounder" not in p.parts]
+    total = hashlib.sha256()
+    for path in [*(Path(str(package / fact)) for fact in facts), *sorted(models)]:
+        total.update(path.name.encode() + path.read_bytes())
+    return total.hexdigest()[:16]
 
 
 def gates(folder: Path, out: Path, seed: int = 0, device: str = "cpu") -> None:

@@ -1,6 +1,6 @@
 """Grounding of pictures that no generator made: drawn scenes, whose masks are exact.
 
-    python benchmarks/encode_image.py --grounder clipart --out runs/benchmarks/encode_image.json
+    python tools/measure_grounder.py --out runs/measure_grounder.json
 
 The scenes go through the autoencoder, are noised to the tapped step, and the grounder is asked for
 the names that they show, seen or unseen: no annotator has a say. One and two objects, a column each
@@ -14,6 +14,7 @@ import json
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
@@ -22,26 +23,31 @@ from ovseg.clipart.stream import DrawnScenes
 from ovseg.grounders.folder import read_config
 from ovseg.metrics import GroundingIoU
 from ovseg.structures import Entities, Entity, Request, entity_targets
-from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary import Vocabulary, VocabularyClass
 
 SEED = 700_000
 
 
+def request_of(index: int, seed: int, classes: list[VocabularyClass]) -> Request:
+    """Describe a picture by the names that it shows."""
+    entities, prompt = [], "a photo of "
+    for number, c in enumerate(classes):
+        prompt += f"{' and ' if number else ''}{c.article} "
+        entities.append(Entity(c.id, c.name, (len(prompt), len(prompt) + len(c.name))))
+        prompt += c.name
+    return Request(index, seed, prompt, tuple(entities))
+
+
 @torch.no_grad()
-def ground(model: GroundedDiffusion, images, names: list[list], seed: int, size: int):
+def ground(
+    model: GroundedDiffusion, images: Tensor, requests: list[Request]
+) -> tuple[Tensor, Entities]:
     """Return probabilities ``(B, K, H, W)`` and the entities."""
-    requests = []
-    for i, row in enumerate(names):
-        entities, prompt = [], "a photo of "
-        for k, c in enumerate(row):
-            prompt += f"{' and ' if k else ''}{c.article} "
-            entities.append(Entity(c.id, c.name, (len(prompt), len(prompt) + len(c.name))))
-            prompt += c.name
-        requests.append(Request(i, seed + i, prompt, tuple(entities)))
     latents = model.backbone.encode_image(images, requests)
     features = model.backbone.features(latents, model.backbone.timesteps, requests)
-    entities: Entities = model.backbone.entities(requests)
-    logits = interpolate(model.grounder(features, entities), size=size, mode="bilinear")
+    entities = model.backbone.entities(requests)
+    logits = model.grounder(features, entities)
+    logits = interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
     return logits.sigmoid(), entities
 
 
@@ -63,10 +69,12 @@ def measure(model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int) -> di
                 rows = rows[: scenes - used]
                 if not rows:
                     continue
-                names = [[vocabulary[i] for i in ids[row]] for row in rows]
-                images, labels = batch.images[rows], batch.labels[rows]
-                masks, entities = ground(model, images, names, SEED + position, images.shape[-1])
-                targets, pixels = entity_targets(labels, entities.class_ids)
+                requests = [
+                    request_of(row, SEED + position + row, [vocabulary[i] for i in ids[row]])
+                    for row in rows
+                ]
+                masks, entities = ground(model, batch.images[rows], requests)
+                targets, pixels = entity_targets(batch.labels[rows], entities.class_ids)
                 metric.update(masks, targets, pixels, entities.class_ids, entities.valid)
                 used += len(rows)
                 bar.update(len(rows))
@@ -81,7 +89,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--grounder", default="clipart", help="grounder folder, or clipart")
     parser.add_argument("--scenes", type=int, default=125, help="scenes of each of four columns")
-    parser.add_argument("--out", type=Path, default=Path("runs/benchmarks/encode_image.json"))
+    parser.add_argument("--out", type=Path, default=Path("runs/measure_grounder.json"))
     args = parser.parse_args()
     split = (read_config(args.grounder).get("vocabulary") or {}).get("split", "1")
     model = GroundedDiffusion.from_pretrained(args.grounder)

@@ -1,0 +1,39 @@
+"""tools/measure_grounder.py: pictures that no generator made."""
+
+from __future__ import annotations
+
+import runpy
+from pathlib import Path
+
+import pytest
+import torch
+
+from ovseg import GroundedDiffusion
+from ovseg.vocabulary import Vocabulary
+
+TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "measure_grounder.py"))
+
+
+def test_spans_of_the_prompt_are_the_names():
+    words = Vocabulary.load("clipart")
+    request = TOOL["request_of"](3, 9, [words[i] for i in (words.id_of("apple"), 1)])
+    assert request.prompt == "a photo of an apple and a car"
+    assert [request.prompt[slice(*e.span)] for e in request.entities] == ["apple", "car"]
+
+
+def test_columns_hold_as_many_scenes_of_the_right_classes(tiny_grounder):
+    words, model = Vocabulary.load("clipart"), GroundedDiffusion.from_pretrained(tiny_grounder)
+    seen = []
+    model.backbone.encode_image, encode = (
+        lambda images, requests: seen.append(requests) or encode(images, requests),
+        model.backbone.encode_image,
+    )
+    with torch.no_grad():
+        result = TOOL["measure"](model, words, 3)
+    assert {c: r["images"] for c, r in result.items()} == dict.fromkeys(
+        ("one_seen", "one_unseen", "two_seen", "two_unseen"), 3
+    )
+    assert all(0 <= r["miou"] <= 100 for r in result.values())
+    asked = [{e.class_id for request in batch for e in request.entities} for batch in seen]
+    assert asked[0] <= {*words.seen} and asked[-1] <= {*words.unseen}
+    assert pytest.approx(2) == sum(len(r.entities) for r in seen[-1]) / len(seen[-1])
