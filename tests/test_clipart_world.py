@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from ovseg.clipart.training import STAGES
@@ -38,6 +39,7 @@ def test_verdicts_by_hand():
 def test_at_least_and_at_most_include_the_bar():
     assert Verdict("a", 5.0, 5.0).passed and Verdict("a", 5.0, 5.0, at_most=True).passed
     assert not Verdict("a", 5.1, 5.0, at_most=True).passed
+    assert Verdict("a", np.float64(5.0), 5.0).passed is True  # JSON takes no bool of numpy's
 
 
 def test_they_are_printed_and_plotted(tmp_path, capsys):

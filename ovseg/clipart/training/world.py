@@ -46,7 +46,7 @@ class Verdict(NamedTuple):
     @property
     def passed(self) -> bool:
         """Whether it does."""
-        return self.value <= self.bar if self.at_most else self.value >= self.bar
+        return bool(self.value <= self.bar if self.at_most else self.value >= self.bar)
 
 
 def measure(
