@@ -191,6 +191,9 @@ def test_every_shipped_configuration_parses(path, stage, capfd):
         layers = ["-c", stage, MODEL + f"segmenter={path}"]
     elif "class_path" in content.get("model", {}):  # a whole stage, no layer
         layers = ["-c", str(path)]
+    elif "grounder" in content.get("model", {}).get("init_args", {}):  # another grounder
+        (base,) = path.parent.glob("*_grounding.yaml" if path.stem[0] == "2" else "*_fusion.yaml")
+        layers = ["-c", str(base), "-c", str(path)]
     else:
         layers = ["-c", stage, "-c", str(path)]
     with pytest.raises(SystemExit) as left:

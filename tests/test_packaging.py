@@ -151,7 +151,8 @@ def test_quickstart_from_the_installed_wheel_survives_kills(installed, tmp_path)
     assert "stage 2, training the grounding module\n" in text  # killed, so not done
     report = json.loads((out / "report.json").read_text())
     assert set(report) == {
-        *("split", "seen", "unseen", "grounding", "choice", "segmentation", "labels_of_stage_3"),
+        *("split", "seen", "unseen", "grounding", "choice", "presence", "segmentation"),
+        "labels_of_stage_3",
         *("annotator", "counts", "excluded", "seconds"),
     }
     assert report["annotator"]["miou"] > 50

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torchmetrics import Metric
 
@@ -27,7 +28,7 @@ class DumpCounts(Callback):
                 counts |= {
                     f"{name}.{state}": value.tolist()
                     for state, value in states.items()
-                    if not value.is_floating_point()
+                    if isinstance(value, torch.Tensor) and not value.is_floating_point()
                 }
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / f"counts_{trainer.global_rank}.json").write_text(json.dumps(counts))
