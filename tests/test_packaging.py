@@ -159,4 +159,4 @@ def test_quickstart_from_the_installed_wheel_survives_kills(installed, tmp_path)
     assert report["grounding"]["ceiling"]["one_object"]["seen"] > 50
     assert (out / "report.html").read_text().endswith("</html>")
     again = run(installed, tmp_path, *command)
-    assert again.count(": done") == 11
+    assert again.count(": done") == 13
