@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from toy_data import write_dataset
+from toy_data import data_module, live_stream, write_dataset
 
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.data.shards import ShardStream
@@ -18,8 +18,6 @@ def backbone(tiny_pipeline):
 
 @pytest.fixture(scope="module")
 def dataset(backbone, tmp_path_factory):
-    from toy_data import data_module, live_stream
-
     folder = tmp_path_factory.mktemp("data")
     return write_dataset(folder, data_module(backbone=backbone, predict={"data": live_stream(6)}))
 

@@ -108,15 +108,7 @@ class GroundingModule(ScoredModule):
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the probability ``(B, K, H, W)`` of each entity at image size."""
-        return self._masks(batch)[0]
-
-    def _masks(self, batch: Batch) -> tuple[Tensor, Tensor]:
-        """Return probabilities at image size, and logits ``(B, K)`` of each name's presence."""
-        logits = self.grounder(batch.features, batch.entities)
-        present = self.grounder.presence(batch.features, batch.entities, logits)
-        size = batch.labels.shape[-2:]
-        logits = F.interpolate(logits.float(), size, mode="bilinear", align_corners=False)
-        return logits.sigmoid(), present
+        return _at_size(self.grounder(batch.features, batch.entities), batch)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
@@ -162,8 +154,8 @@ class GroundingModule(ScoredModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream, and its controls."""
         scores, entities = self.scores["test"][dataloader_idx], batch.entities
-        masks, here = self._masks(batch)
-        scores.update(masks, batch, self.grounder.threshold)
+        logits = self.grounder(batch.features, entities)
+        scores.update(_at_size(logits, batch), batch, self.grounder.threshold)
         scores.update_controls(batch)
         if not self.grounder.reads_names:
             return
@@ -171,7 +163,13 @@ class GroundingModule(ScoredModule):
         unknown = batch.replace(entities=replace(entities, text=text))
         scores.update_random_names(self(unknown), batch, self.grounder.threshold)
         absent = self._absent(batch)
-        others = self._masks(batch.replace(entities=absent))[1]
+        here, others = (
+            self.grounder.presence(batch.features, names, found)
+            for names, found in (
+                (entities, logits),
+                (absent, self.grounder(batch.features, absent)),
+            )
+        )
         scores.update_presence(here, others, absent.valid, batch)
 
     def _absent(self, batch: Batch) -> Entities:
@@ -226,3 +224,9 @@ class GroundingModule(ScoredModule):
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore the threshold."""
         self.grounder.threshold = checkpoint.get("threshold", self.grounder.threshold)
+
+
+def _at_size(logits: Tensor, batch: Batch) -> Tensor:
+    """Return probabilities ``(B, K, H, W)`` at the size of the batch's labels."""
+    size = batch.labels.shape[-2:]
+    return F.interpolate(logits.float(), size, mode="bilinear", align_corners=False).sigmoid()
