@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from ovseg import GroundedDiffusion
+from ovseg.structures import Request
 from ovseg.vocabulary import Vocabulary
 
 TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "measure_grounder.py"))
@@ -16,7 +17,8 @@ TOOL = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "measure_grounde
 
 def test_spans_of_the_prompt_are_the_names():
     words = Vocabulary.load("clipart")
-    request = TOOL["request_of"](3, 9, [words[i] for i in (words.id_of("apple"), 1)])
+    ids = [words.id_of("apple"), 1]
+    request = Request(3, 9, *TOOL["fill"](TOOL["PROMPT"], ids, words))
     assert request.prompt == "a photo of an apple and a car"
     assert [request.prompt[slice(*e.span)] for e in request.entities] == ["apple", "car"]
 

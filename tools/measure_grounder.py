@@ -20,22 +20,14 @@ from tqdm import tqdm
 
 from ovseg import GroundedDiffusion
 from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.prompts import fill
 from ovseg.grounders.folder import read_config
 from ovseg.metrics import GroundingIoU
-from ovseg.structures import Entities, Entity, Request, entity_targets
-from ovseg.vocabulary import Vocabulary, VocabularyClass
+from ovseg.structures import Entities, Request, entity_targets
+from ovseg.vocabulary import Vocabulary
 
 SEED = 700_000
-
-
-def request_of(index: int, seed: int, classes: list[VocabularyClass]) -> Request:
-    """Describe a picture by the names that it shows."""
-    entities, prompt = [], "a photo of "
-    for number, c in enumerate(classes):
-        prompt += f"{' and ' if number else ''}{c.article} "
-        entities.append(Entity(c.id, c.name, (len(prompt), len(prompt) + len(c.name))))
-        prompt += c.name
-    return Request(index, seed, prompt, tuple(entities))
+PROMPT = "a photo of {objects}"
 
 
 @torch.no_grad()
@@ -70,7 +62,7 @@ def measure(model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int) -> di
                 if not rows:
                     continue
                 requests = [
-                    request_of(row, SEED + position + row, [vocabulary[i] for i in ids[row]])
+                    Request(row, SEED + position + row, *fill(PROMPT, ids[row], vocabulary))
                     for row in rows
                 ]
                 masks, entities = ground(model, batch.images[rows], requests)

@@ -82,7 +82,7 @@ class TemplatePrompts(Prompts):
         draws = _draws(count + 1, seed, 0, index)
         ids = [ids[i] for i in np.argsort(draws[1:], kind="stable")]
         template = self.templates[int(draws[0] % np.uint64(len(self.templates)))]
-        prompt, entities = _fill(template, ids, vocabulary)
+        prompt, entities = fill(template, ids, vocabulary)
         return Request(index, sample_seed(seed, index), prompt, entities, self.negative_prompt)
 
     def describe(self) -> dict:
@@ -189,7 +189,7 @@ def _mixed_pair(left: Sequence[int], right: Sequence[int], turn: int, seed: int)
     return [left[first], right[second]]
 
 
-def _fill(template: str, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, tuple]:
+def fill(template: str, ids: Sequence[int], vocabulary: Vocabulary) -> tuple[str, tuple]:
     """Put the names in their place: "a house", "a house and a fish", "a house, a fish and ..."."""
     before, after = template.split("{objects}")
     prompt, entities = before, []
