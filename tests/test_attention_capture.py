@@ -21,12 +21,18 @@ def inputs(batch: int):
     return latents, torch.tensor(5), torch.randn(batch, 32, 32, generator=generator)
 
 
+def watched(unet, name: str):
+    """Return a cross-attention layer and the list of its queries and keys, filled by each call."""
+    layer, seen = unet.get_submodule(name), []
+    for projection in (layer.to_q, layer.to_k):
+        projection.register_forward_hook(lambda m, a, out: seen.append(out))
+    return layer, seen
+
+
 @torch.no_grad()
 def test_maps_are_the_softmax_over_tokens(unet):
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
-    layer, seen = unet.get_submodule(name), []
-    layer.to_q.register_forward_hook(lambda m, a, out: seen.append(out))
-    layer.to_k.register_forward_hook(lambda m, a, out: seen.append(out))
+    layer, seen = watched(unet, name)
     latents, time, text = inputs(2)
     expected_output = unet(latents, time, text, return_dict=False)[0]
     query, key = (x.unflatten(2, (layer.heads, -1)) for x in seen[:2])
@@ -74,9 +80,7 @@ def test_refusals(unet):
 @torch.no_grad()
 def test_a_probe_asked_for_a_token_of_the_prompt_gives_its_log_probability(unet):
     name = "down_blocks.1.attentions.0.transformer_blocks.0.attn2"
-    layer, seen = unet.get_submodule(name), []
-    layer.to_q.register_forward_hook(lambda m, a, out: seen.append(out))
-    layer.to_k.register_forward_hook(lambda m, a, out: seen.append(out))
+    layer, seen = watched(unet, name)
     latents, time, text = inputs(4)
     expected_output = unet(latents, time, text, return_dict=False)[0]
     query, key = (x[2:].unflatten(2, (layer.heads, -1)) for x in seen[:2])
