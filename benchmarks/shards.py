@@ -68,7 +68,7 @@ def write(samples: list[StoredSample], folder: Path, shard_size: int, words: Voc
                     place = folder / "files" / f"{sample.request.index:08d}.{kind}.png"
                     place.write_bytes(members[f"{kind}.png"])
     facts = {"name": words.name, "digest": words.digest, "split": words.split}
-    config = {"vocabulary": {**facts, "num_classes": words.num_classes}, "backbone_digest": None}
+    config = {"vocabulary": {**facts, "num_classes": words.num_classes}, "latents_digest": None}
     request = {"config": config, "environment": {}}
     write_json(folder / "dataset.json", describe_shards(request, paths, words))
 

@@ -77,37 +77,24 @@ def plan(out: Path) -> list[Step]:
     """Return the steps of a run in its folder; `write_configs` must have been called."""
     configs = out / "configs"
 
-    def step(name: str, title: str, verb: str, *layers: str, **options: Path) -> Step:
+    def step(title: str, verb: str, *layers: str) -> Step:
         paths = tuple(configs / f"{layer}.yaml" for layer in layers)
         arguments = [verb, *(part for path in paths for part in ("--config", str(path)))]
-        for option, value in options.items():
-            arguments += [f"--{option.replace('__', '.')}", str(value)]
-        stage = {"2": "2_grounding", "4": "4_segmenter"}.get(name[0], name.split("/")[0])
-        return Step(name, title, stage, tuple(arguments), paths)
+        if verb != "predict":
+            arguments += ["--then_test", "true"]  # saves a start of all processes
+        stage = {"2": "2_grounding", "4": "4_segmenter"}.get(layers[-1][0], layers[-1])
+        return Step(layers[-1], title, stage, tuple(arguments), paths)
 
-    start = "model__init_args__start"
-    steps = [step("1_annotated", "stage 1, annotated images", "predict", "1_annotated")]
-    for name, layers, verb, what in (
-        ("2_grounding", ["2_grounding"], "fit", "training the grounding module"),
-        ("2_fusion", ["2_grounding", "2_fusion"], "fit", "training the paper's module"),
-        ("2_attention", ["2_attention"], "validate", "the baseline's threshold"),
-    ):
-        grounder = out / name / "grounder"
-        steps += [
-            step(name, f"stage 2, {what}", verb, *layers),
-            step(f"{name}/test", "stage 2, its test", "test", *layers, **{start: grounder}),
-        ]
-    steps.append(step("3_synthetic", "stage 3, the synthetic dataset", "predict", "3_synthetic"))
-    for name, layers, what in (
-        ("4_segmenter", ["4_segmenter"], "the synthetic dataset"),
-        ("4_supervised", ["4_segmenter", "4_supervised"], "drawn scenes"),
-    ):
-        checkpoint = out / name / "checkpoints" / "last.ckpt"
-        steps += [
-            step(name, f"stage 4, training a segmenter on {what}", "fit", *layers),
-            step(f"{name}/test", "stage 4, its test", "test", *layers, ckpt_path=checkpoint),
-        ]
-    return [*steps, Step("report", "the report", "report", ("report", "--out", str(out)))]
+    return [
+        step("stage 1, annotated images", "predict", "1_annotated"),
+        step("stage 2, the grounding module", "fit", "2_grounding"),
+        step("stage 2, the paper's module", "fit", "2_grounding", "2_fusion"),
+        step("stage 2, the attention baseline", "validate", "2_attention"),
+        step("stage 3, the synthetic dataset", "predict", "3_synthetic"),
+        step("stage 4, a segmenter from the synthetic dataset", "fit", "4_segmenter"),
+        step("stage 4, one from drawn scenes", "fit", "4_segmenter", "4_supervised"),
+        Step("report", "the report", "report", ("report", "--out", str(out))),
+    ]
 
 
 def write_configs(out: Path, settings: dict) -> None:

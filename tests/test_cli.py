@@ -1,5 +1,6 @@
 """The command line: what it lists, what it refuses and how."""
 
+import json
 import os
 import subprocess
 import sys
@@ -143,6 +144,25 @@ def test_a_checkpoint_of_another_architecture(stage, capfd):
     assert main(["fit", "-c", stage, *again]) == 2
     error = capfd.readouterr().err.strip()
     assert error.count("\n") == 0 and "another architecture" in error and "segmenter" in error
+
+
+def test_fit_goes_on_with_test_if_asked(stage):
+    train = config()["data"]["init_args"]["train"]
+    scenes = {**train, "init_args": {"size": 6, "seed": 5, "objects": [2]}}
+    streams = ["--data.init_args.test", yaml.safe_dump({"drawn": scenes})]
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    callback["init_args"] = {"dirpath": "run/checkpoints", "save_last": True}
+    save = ["--trainer.enable_checkpointing=true", "--trainer.max_steps=2"]
+    save += ["--trainer.callbacks", yaml.safe_dump([callback])]
+    one, two = ("--trainer.default_root_dir=one", "--trainer.default_root_dir=two")
+    assert main(["fit", "-c", stage, *streams, *save, one, "--then_test", "true"]) == 0
+    weights = "--ckpt_path=run/checkpoints/last.ckpt"
+    assert main(["test", "-c", stage, *streams, *save, two, weights]) == 0
+    results = [Path(run, "results.json").read_text() for run in ("one", "two")]
+    assert results[0] == results[1] and "harmonic" in json.loads(results[0])["drawn"]
+    Path("one/results.json").unlink()  # as if it was killed then
+    assert main(["fit", "-c", stage, *streams, *save, one, "--then_test", "true", weights]) == 0
+    assert Path("one/results.json").read_text() == results[1]
 
 
 def test_an_unwritable_output(stage, capfd):

@@ -20,7 +20,8 @@ def test_dataset_json(tmp_path):
     assert manifest["config_digest"] == digest_of(request["config"])
     assert {k: manifest[k] for k in request["config"]} == request["config"]
     assert manifest["backbone"]["model"] == "acme/toy"
-    assert manifest["backbone_digest"] == data.backbone.digest
+    assert manifest["latents_digest"] == data.backbone.latents_digest
+    assert manifest["timesteps"] == [1.0]
     vocabulary = data.vocabulary
     assert manifest["vocabulary"] == {
         "name": "clipart",

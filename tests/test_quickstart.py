@@ -69,6 +69,12 @@ def test_shipped_sizes_are_those_of_the_protocol():
 def test_all_stages_share_one_backbone():
     stages = ("1_annotated", "2_grounding", "2_attention", "3_synthetic")
     backbones = [read(config(stage))["data"]["init_args"]["backbone"] for stage in stages]
+    for backbone in backbones:  # what is read is each reader's choice
+        backbone["init_args"] = {
+            key: value
+            for key, value in backbone["init_args"].items()
+            if key not in ("attention", "probes")
+        }
     assert all(backbone == backbones[0] for backbone in backbones)
 
 
@@ -97,11 +103,13 @@ def test_fill_sets_what_a_run_is(tmp_path):
 
 def test_plan_runs_every_config_and_is_unique(tmp_path):
     steps = plan(tmp_path)
-    assert len({step.name for step in steps}) == len(steps) == 13
+    assert len({step.name for step in steps}) == len(steps) == 8
     verbs = [step.arguments[0] for step in steps]
-    assert (
-        verbs == "predict fit test fit test validate test predict fit test fit test report".split()
-    )
+    assert verbs == "predict fit fit validate predict fit fit report".split()
+    assert [step.name for step in steps if "--then_test" in step.arguments] == [
+        *("2_grounding", "2_fusion", "2_attention"),
+        *("4_segmenter", "4_supervised"),
+    ]
     used = {path.relative_to(tmp_path / "configs") for step in steps for path in step.configs}
     write_configs(tmp_path, PLAIN)
     folder = tmp_path / "configs"

@@ -89,6 +89,22 @@ def test_another_backbone_is_refused(dataset):
     assert ToyBackbone().digest in str(caught.value) and other.digest in str(caught.value)
 
 
+def test_a_reader_chooses_taps_branches_and_some_of_the_stored_steps(tiny_pipeline, tmp_path):
+    taps = ["down_blocks.1", "mid_block"]
+    writer = UNetBackbone(tiny_pipeline, taps, steps=4, tap_steps=(1, 2, 4))
+    write_dataset(tmp_path, data_module(backbone=writer, predict={"data": live_stream(5)}))
+    stored = open_stream(tmp_path)
+    reader = UNetBackbone(tiny_pipeline, taps[1:], steps=4, tap_steps=(4,), both_branches=True)
+    with torch.no_grad():
+        every, third = (stored.complete(stored[[1, 4]], b).features.maps for b in (writer, reader))
+    assert list(third) == ["mid_block"] and third["mid_block"].shape[1:3] == (1, 2)
+    torch.testing.assert_close(third["mid_block"][:, 0, 1], every["mid_block"][:, 2, 0])
+    other = UNetBackbone(tiny_pipeline, taps, steps=4, tap_steps=(1, 3))
+    for refuse in (stored.check, lambda backbone: stored.complete(stored[[1]], backbone)):
+        with pytest.raises(ValueError, match="timesteps 1, 251, 751, the backbone taps 1, 501"):
+            refuse(other)
+
+
 def test_another_vocabulary_or_split_is_refused(dataset):
     stream, voc = ShardStream(str(dataset)), Vocabulary.load("voc", "1")
     with pytest.raises(ValueError, match="made with the classes of vocabulary 'clipart'") as caught:

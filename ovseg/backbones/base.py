@@ -34,8 +34,16 @@ class DiffusionBackbone(nn.Module, ABC):
     def digest(self) -> str:
         """Hex digest of what decides the features: model, revision, taps, tapped steps, branches.
 
-        Latents and grounder folders carry it; those of another backbone are refused.
+        Grounder folders carry it; those of another backbone are refused.
         """
+
+    @property
+    def latents_digest(self) -> str:
+        """Hex digest of what decides the meaning of latents: the model, however it is read.
+
+        Datasets carry it; latents of another model are refused.
+        """
+        return self.digest
 
     @abstractmethod
     def describe(self) -> dict:

@@ -123,6 +123,10 @@ class UNetBackbone(DiffusionBackbone):
         return course[tapped_calls(len(course), self.tap_steps)]
 
     @cached_property
+    def latents_digest(self) -> str:
+        return self.files.digest[:16]
+
+    @cached_property
     def digest(self) -> str:
         facts = {
             "model": self.files.digest,

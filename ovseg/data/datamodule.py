@@ -159,7 +159,7 @@ class SyntheticDataModule(LightningDataModule):
             "requested_classes": facts["annotator"].get("requested_classes"),
             **facts,
             "batch_size": min(self.batch_size, stream.shard_size),
-            "backbone_digest": self.backbone.digest if self.backbone is not None else None,
+            **_latents(self.backbone),
             "backbone": self.backbone.describe() if self.backbone is not None else None,
         }
         versions = {name: found for name in VERSIONED if (found := _version(name))}
@@ -202,6 +202,14 @@ class SyntheticDataModule(LightningDataModule):
 
     def _loader(self, stream: Stream, sampler: BatchSampler) -> DataLoader:
         return DataLoader(stream, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+
+def _latents(backbone: DiffusionBackbone | None) -> dict:
+    """Return what says who can read the latents that a backbone has made."""
+    if backbone is None:
+        return {"latents_digest": None, "timesteps": None}
+    timesteps = [round(float(t), 3) for t in backbone.timesteps]
+    return {"latents_digest": backbone.latents_digest, "timesteps": timesteps}
 
 
 def _device_name(device: torch.device) -> str:

@@ -114,19 +114,21 @@ class ShardStream(Stream):
         )
 
     def check(self, backbone: DiffusionBackbone | None) -> None:
-        """Check that the latents were made by this backbone, if there is one.
+        """Check that this backbone, if there is one, can read the latents, whatever it taps.
 
         Raises:
-            ValueError: If they were not.
+            ValueError: If another model has made them, or they lack one of its tapped steps.
         """
-        made_by = self.manifest["backbone_digest"]
-        if backbone is not None and made_by != backbone.digest:
+        if backbone is None:
+            return
+        made_by = self.manifest["latents_digest"]
+        if made_by != backbone.latents_digest:
             raise ValueError(
-                f"the latents of {self.folder} were made by backbone {made_by} "
-                f"({self.manifest['backbone'].get('model')}), not by the given one "
-                f"{backbone.digest} ({backbone.describe().get('model')}): model, taps, tapped "
-                "steps and branches must be the same"
+                f"the latents of {self.folder} were made by model {made_by} "
+                f"({self.manifest['backbone'].get('model')}), not by the given backbone's "
+                f"{backbone.latents_digest} ({backbone.describe().get('model')})"
             )
+        _steps(torch.tensor(self.manifest["timesteps"]), backbone, self.folder)
 
     def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
         """Add entities and features, with one call of the backbone at most."""
@@ -134,10 +136,12 @@ class ShardStream(Stream):
             return batch
         self.check(backbone)
         entities = backbone.entities(batch.requests)
+        steps = _steps(batch.timesteps, backbone, self.folder)
+        latents, timesteps = batch.latents[:, steps], batch.timesteps[steps]
 
         def make(places: list[int]) -> Features:
             requests = [batch.requests[place] for place in places]
-            return backbone.features(batch.latents[places], batch.timesteps, requests)
+            return backbone.features(latents[places], timesteps, requests)
 
         if self._cache is None:
             features = make(list(range(len(batch))))
@@ -181,6 +185,26 @@ class ShardStream(Stream):
                 f"its mask has ids {np.unique(sample.mask[foreign]).tolist()}; the vocabulary has "
                 f"0..{classes - 1} and {IGNORE} is ignore"
             )
+
+
+def _steps(stored: Tensor, backbone: DiffusionBackbone, folder: Path) -> list[int]:
+    """Return where a backbone's tapped timesteps stand among the stored ones.
+
+    Raises:
+        ValueError: If one is not there.
+    """
+    wanted = backbone.timesteps.to(stored)
+    same = (stored - wanted[:, None]).abs() < 1e-2
+    if not same.any(dim=1).all():
+        raise ValueError(
+            f"the latents of {folder} are those of the timesteps {_listed(stored)}, the backbone "
+            f"taps {_listed(wanted)}: set tap_steps and steps to some that are stored"
+        )
+    return same.int().argmax(dim=1).tolist()
+
+
+def _listed(timesteps: Tensor) -> str:
+    return ", ".join(f"{t:g}" for t in timesteps.tolist())
 
 
 def _pad(found: list[list[bool]]) -> Tensor:

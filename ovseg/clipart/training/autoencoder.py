@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
-from diffusers import AutoencoderKL
 from torch import Tensor, nn
 
 from ovseg.clipart.captions import draw_scene
 from ovseg.clipart.scenes import render
 from ovseg.clipart.training.loop import first_process_first, train
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
 
 
 def pictures(seed: int, start: int, count: int, device: str = "cpu") -> Tensor:
@@ -72,6 +75,8 @@ def train_autoencoder(
 ) -> None:
     """Train and save ``folder/vae``; its latents have unit variance."""
     torch.manual_seed(seed)
+    from diffusers import AutoencoderKL  # late: seconds, and a report needs only the measures
+
     vae = AutoencoderKL(
         in_channels=3,
         out_channels=3,
