@@ -1,142 +1,212 @@
-"""What each part of the grounding module is worth: stage 2 again and again, one change at a time.
+"""What decides how well a grounding module grounds: stage 2 again and again, one change at a time.
 
-    python benchmarks/ablations.py --run runs/quickstart --out runs/ablations
+    python benchmarks/ablations.py --out runs/ablations
 
-Every variant is trained and tested on the shards of a finished quickstart. A killed run goes on
-where it was; a variant added at the end of the list leaves the others alone.
+Every variant is trained and tested on shards of its own stage 1, which keeps the latents of several
+steps. A killed run goes on where it was; `ablations.json`, the plot and the table hold what is
+done so far.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
+from ablation_variants import DATA, QUESTIONS, TAP_STEPS, Variant
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.quickstart import config, fill
 from ovseg.report.numbers import COLUMNS, percent
 from ovseg.steps import Step, run_steps, write_text
 
-
-def head(**arguments: Any) -> dict:
-    """Return an overlay of the grounder's own arguments."""
-    return {"model": {"init_args": {"grounder": {"init_args": arguments}}}}
+SHOWN = ("one_seen", "one_unseen", "two_seen", "two_mixed", "two_unseen")
+BACKBONE = "data.init_args.backbone.init_args"
 
 
-def trained(**arguments: Any) -> dict:
-    """Return an overlay of the module's arguments."""
-    return {"model": {"init_args": arguments}}
+class Run(NamedTuple):
+    """Where everything is, and what is run."""
+
+    out: Path
+    module: str
+    settings: dict
 
 
-def limited(samples: int) -> dict:
-    """Return an overlay that trains on the first samples only."""
-    return {"data": {"init_args": {"train": {"init_args": {"limit": samples}}}}}
-
-
-VARIANTS: dict[str, tuple[str, dict]] = {
-    "default": ("as shipped", {}),
-    "no_probes": ("no probes", head(probes=False)),
-    "no_text": ("no name embedding in the head", head(text=False)),
-    "no_others": ("names do not see each other's probes", head(others=False)),
-    "no_prototypes": ("no second mask from prototypes", head(prototypes=False)),
-    "no_dropout": ("name embedding never hidden in training", head(text_dropout=0.0)),
-    "wide": ("coarse maps as wide as fine ones", head(widths=[112, 112, 112])),
-    "dice": ("with Dice loss", trained(dice=1.0)),
-    "negatives": ("with names that are not there, to be left empty", trained(negatives=1)),
-    "half": ("half of the training images", limited(768)),
-    "eighth": ("an eighth of the training images", limited(192)),
-}
-
-
-def plan(run: Path, out: Path) -> list[Step]:
-    """Write each variant's overlay and return the steps that train and test it."""
-    base, steps = run / "configs" / "2_grounding.yaml", []
-    for name, (what, overlay) in VARIANTS.items():
-        path = out / "configs" / f"{name}.yaml"
-        place = {
-            "trainer": {"default_root_dir": str(out / name), "callbacks": callbacks(out, name)}
-        }
-        model = overlay.get("model", {}).get("init_args", {})
-        model = {"output": str(out / name / "grounder"), **model}
-        content = {**place, **overlay, "model": {"init_args": model}}
-        write_text(path, yaml.safe_dump(content, sort_keys=False))
-        configs = (base, path)
-        given = tuple(part for config in configs for part in ("--config", str(config)))
-        start = ("--model.init_args.start", str(out / name / "grounder"))
-        steps += [
-            Step(name, f"{what}: training", name, ("fit", *given), configs),
-            Step(f"{name}/test", f"{what}: test", name, ("test", *given, *start), configs),
-        ]
+def plan(run: Run) -> list[Step]:
+    """Write the configs, and return the steps that make the shards, train and test."""
+    folder, steps = run.out / "configs", []
+    first = load(run, "1_annotated")
+    place(first, {f"{BACKBONE}.tap_steps": list(TAP_STEPS)})
+    streams = first["data"]["init_args"]["predict"]
+    for name, prompts in DATA.items():
+        stage = copy.deepcopy(first)
+        if name != "annotated":
+            stream = copy.deepcopy(streams["train"])
+            stream["init_args"]["prompts"]["init_args"] |= prompts
+            stage["data"]["init_args"]["predict"] = {"train": stream}
+        writer = stage["trainer"]["callbacks"][0]["init_args"]
+        writer["output"] = str(run.out / "data" / name / "{name}")
+        path = write(folder / f"data_{name}.yaml", stage)
+        arguments = ("predict", "--config", str(path))
+        steps.append(Step(f"data/{name}", f"images: {name}", "data", arguments, (path,)))
+    bases = [folder / "2_grounding.yaml"]
+    second = load(run, "2_grounding")
+    point_to(second, run.out / "data")
+    write(bases[0], second)
+    if run.module == "fusion":
+        bases.append(write(folder / "2_fusion.yaml", load(run, "2_fusion")))
+    for variant in variants(run.module):
+        name = f"{run.module}/{variant.name}"
+        path = write(folder / run.module / f"{variant.name}.yaml", overlay(run, variant))
+        paths = (*bases, path)
+        arguments = ("fit", *(part for p in paths for part in ("--config", str(p))))
+        step = (name, f"{run.module}: {variant.what}", run.module)
+        steps.append(Step(*step, (*arguments, "--then_test", "true"), paths))
     return steps
 
 
-def callbacks(out: Path, name: str) -> list[dict]:
-    """Return the callbacks of a variant: checkpoints to go on from, and a progress bar."""
-    checkpoints = {"dirpath": str(out / name / "checkpoints"), "save_last": True}
-    checkpoints |= {"every_n_train_steps": 125}
-    return [
+def variants(module: str) -> Iterator[Variant]:
+    """Return the variants that a module has; the default comes first and only once."""
+    for question in QUESTIONS:
+        for variant in question.variants:
+            if module in variant.modules and (variant.changes or variant.name == "default"):
+                yield variant
+
+
+def load(run: Run, name: str) -> dict:
+    """Return a shipped clip-art config with this run's folder, split and seed."""
+    data = yaml.safe_load(config(name).read_text(encoding="utf-8"))
+    return fill(data, run.out, **run.settings)
+
+
+def point_to(stage: dict, data: Path) -> None:
+    """Let the streams of stage 2 read this run's shards."""
+    streams = stage["data"]["init_args"]
+    for stream in (streams["train"], *streams["val"].values(), *streams["test"].values()):
+        name = Path(stream["init_args"]["path"]).name
+        stream["init_args"]["path"] = str(data / "annotated" / name)
+
+
+def overlay(run: Run, variant: Variant) -> dict:
+    """Return a variant's own layer: its changes, its folder, checkpoints to go on from."""
+    out = run.out / run.module / variant.name
+    checkpoints = {"dirpath": str(out / "checkpoints"), "save_last": True}
+    checkpoints |= {"every_n_train_steps": 125 if run.module == "probe" else 150}
+    layer: dict = {}
+    place(layer, {"trainer.default_root_dir": str(out)})
+    place(layer, {"model.init_args.output": str(out / "grounder")})
+    layer["trainer"]["callbacks"] = [
         {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint", "init_args": checkpoints},
         {"class_path": "lightning.pytorch.callbacks.TQDMProgressBar"},
     ]
+    changes = {key: value for key, value in variant.changes.items() if key != "data"}
+    place(layer, changes)
+    if "data" in variant.changes:
+        path = run.out / "data" / variant.changes["data"] / "train"
+        place(layer, {"data.init_args.train.init_args.path": str(path)})
+    return layer
+
+
+def place(config: dict, changes: dict[str, Any]) -> None:
+    """Set values at dotted keys."""
+    for key, value in changes.items():
+        *parents, last = key.split(".")
+        inner = config
+        for parent in parents:
+            inner = inner.setdefault(parent, {})
+        inner[last] = value
+
+
+def write(path: Path, content: dict) -> Path:
+    """Write a config."""
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    return path
 
 
 def collect(out: Path) -> dict[str, dict]:
-    """Return mIoU per column, and presence on two unseen objects, of each variant."""
-    table = {}
-    for name, (what, _) in VARIANTS.items():
-        results = json.loads((out / name / "results.json").read_text(encoding="utf-8"))
+    """Return what is done: per module and variant mIoU of every column, and presence."""
+    table: dict[str, dict] = {}
+    for path in sorted(out.glob("*/*/results.json")):
+        results = json.loads(path.read_text(encoding="utf-8"))
         row = {column: results[column]["miou"] for column in COLUMNS}
-        table[name] = {"what": what, **row, "presence": results["two_unseen"]["presence"]}
+        row["presence"] = results["two_unseen"].get("presence")
+        table.setdefault(path.parent.parent.name, {})[path.parent.name] = row
     return table
 
 
 def show(table: dict[str, dict], console: Console) -> None:
-    """Print the table."""
-    printed = Table(title="Stage 2, one change at a time: mIoU", title_justify="left")
-    printed.add_column("")
-    columns = [*COLUMNS, "presence"]
-    for column in columns:
-        printed.add_column(column.replace("_", " "), justify="right")
-    for row in table.values():
-        printed.add_row(row["what"], *(percent(row[column]) for column in columns))
-    console.print(printed)
+    """Print one table per question, with the paper's finding above it."""
+    for question in QUESTIONS:
+        printed = Table(title=question.title, caption=question.paper, title_justify="left")
+        for column in ("", "module", *SHOWN, "presence"):
+            printed.add_column(column.replace("_", " "), justify="left" if not column else "right")
+        for variant in question.variants:
+            for module in variant.modules:
+                row = table.get(module, {}).get(variant.name)
+                if row:
+                    values = (percent(row[column]) for column in (*SHOWN, "presence"))
+                    printed.add_row(variant.what, module, *values)
+        if printed.rows:
+            console.print(printed)
 
 
 def plot(table: dict[str, dict], path: Path) -> None:
-    """Draw seen and unseen mIoU of two-object images side by side."""
+    """Draw seen and unseen mIoU of two-object images, one panel per question and module."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 0.5 * len(table) + 1.2), layout="constrained")
-    axes = figure.add_subplot(xlabel="mIoU, images of two objects", xlim=(0, 100))
-    for offset, column, color in ((-0.2, "two_seen", "#4477aa"), (0.2, "two_unseen", "#ee6677")):
-        places = [place + offset for place in range(len(table))]
-        values = [row[column] for row in table.values()]
-        axes.barh(places, values, height=0.36, color=color, label=column.replace("_", ", both "))
-        for place, value in zip(places, values, strict=True):
-            axes.annotate(f" {value:.1f}", (value, place), verticalalignment="center")
-    axes.set_yticks(range(len(table)), [row["what"] for row in table.values()])
-    axes.invert_yaxis()
-    axes.legend(loc="lower left")
-    figure.savefig(path, dpi=120)
+    panels = [
+        (question, module, rows)
+        for question in QUESTIONS
+        for module in table
+        if len(rows := [v for v in question.variants if v.name in table[module]]) > 1
+    ]
+    heights = [len(rows) + 1.2 for _, _, rows in panels]
+    figure = Figure(figsize=(9, 0.42 * sum(heights) + 0.5), layout="constrained")
+    all_axes = figure.subplots(len(panels), 1, height_ratios=heights, squeeze=False, sharex=True)
+    for axes, (question, module, rows) in zip(all_axes[:, 0], panels, strict=True):
+        for offset, column, color in (
+            (-0.2, "two_seen", "#4477aa"),
+            (0.2, "two_unseen", "#ee6677"),
+        ):
+            values = [table[module][variant.name][column] for variant in rows]
+            places = [place + offset for place in range(len(rows))]
+            axes.barh(
+                places, values, height=0.36, color=color, label=column.replace("_", ", both ")
+            )
+            for place_, value in zip(places, values, strict=True):
+                axes.annotate(f" {value:.1f}", (value, place_), va="center", fontsize=8)
+        axes.set_yticks(range(len(rows)), [variant.what for variant in rows])
+        axes.set_title(f"{question.title} ({module})", loc="left", fontsize=10)
+        axes.invert_yaxis()
+    axes.set(xlim=(0, 100), xlabel="mIoU, images of two objects")
+    all_axes[0, 0].legend(loc="lower left", fontsize=8)
+    figure.savefig(path, dpi=110)
 
 
 def main() -> None:
-    """Run what is missing, then print, plot and store the table."""
+    """Run what is missing, then print, plot and store the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--out", type=Path, default=Path("runs/ablations"))
+    parser.add_argument("--module", choices=("probe", "fusion"), default="probe")
+    parser.add_argument("--split", default="1")
+    parser.add_argument("--scale", type=float, default=1.0, help="as of `ovseg quickstart`")
+    parser.add_argument("--show", action="store_true", help="run nothing, show what is done")
     args = parser.parse_args()
-    run, out = args.run.absolute(), args.out.absolute()
-    if not (run / "1_annotated" / "train" / "dataset.json").is_file():
-        parser.error(f"no finished stage 1 in {run}: run `ovseg quickstart --out {run}` first")
-    run_steps(out, plan(run, out), {"TOKENIZERS_PARALLELISM": "false"})
+    out = args.out.absolute()
+    settings = {"split": args.split, "seed": 0, "scale": args.scale}
+    if not args.show:
+        run_steps(out, plan(Run(out, args.module, settings)), {"TOKENIZERS_PARALLELISM": "false"})
     table = collect(out)
+    if not table:
+        parser.error(f"nothing is done in {out}: leave --show out")
     write_text(out / "ablations.json", json.dumps(table, indent=1))
     plot(table, out / "ablations.png")
-    show(table, Console())
+    show(table, Console(width=150))
 
 
 if __name__ == "__main__":

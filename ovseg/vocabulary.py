@@ -147,12 +147,17 @@ class Vocabulary:
             raise ValueError(f"unknown class {word!r} in vocabulary {self.name!r}{hint}")
         return found
 
-    def select(self, which: str) -> tuple[int, ...]:
-        """Return class ids of "seen", "unseen" or "all".
+    def select(self, which: str | Sequence[str]) -> tuple[int, ...]:
+        """Return class ids of "seen", "unseen", "all", or of a list of names.
 
         Raises:
-            ValueError: If ``which`` is none of them.
+            ValueError: If ``which`` is none of them, or a class occurs twice.
         """
+        if not isinstance(which, str):
+            ids = tuple(self.id_of(name) for name in which)
+            if len(set(ids)) < len(ids):
+                raise ValueError(f"classes must be different ones, got {', '.join(which)}")
+            return ids
         groups = {
             "seen": self.seen,
             "unseen": self.unseen,

@@ -96,7 +96,8 @@ def test_random_names_and_presence_by_hand(words):
     right, wrong = torch.zeros(3, 2, 8, 8), torch.ones(3, 2, 8, 8)
     right[0, 0, :, :4], right[0, 1, :, 4:], right[2, 0, 4:, 4:] = 0.9, 0.4, 0.7
     scores.update(right, batch(), threshold=0.3)
-    scores.update_random_names(wrong, batch(), threshold=0.3)
+    scores.update_renamed("random_names", wrong, batch(), threshold=0.3)
+    scores.update_renamed("synonyms", right, batch(), threshold=0.3)
     here = torch.tensor([[0.9, 0.4], [-5.0, -5.0], [0.7, -5.0]])
     absent = torch.tensor([[0.5, 0.8], [9.0, 9.0], [0.1, 9.0]])
     asked = torch.tensor([[True, True], [True, True], [True, False]])
@@ -104,6 +105,7 @@ def test_random_names_and_presence_by_hand(words):
     results = scores.compute()
     # the whole image: halves for 1 and 2, a quarter for 3
     assert results["random_names"]["miou"] == pytest.approx((50 + 50 + 25) / 3)
+    assert results["synonyms"] == {key: results[key] for key in ("miou", "miou_images", "choice")}
     # of the 9 pairs (0.9, 0.4, 0.7) x (0.5, 0.8, 0.1), 6 are in order: 3 + 1 + 2
     assert results["presence"] == pytest.approx(100 * 6 / 9)
     scores.update(right, batch(), threshold=0.3)

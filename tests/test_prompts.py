@@ -133,7 +133,7 @@ def test_seed_mixer_against_the_published_constant(monkeypatch):
         ({"objects": {0: 1}}, "numbers >= 1"),
         ({"objects": {1: -1, 2: 2}}, "shares >= 0"),
         ({"objects": {1: 0}}, "positive sum"),
-        ({"classes": "none"}, "seen, unseen, all or mixed"),
+        ({"classes": "none"}, "seen, unseen, all, mixed or names"),
         ({"classes": "mixed"}, "objects must be {2: 1}"),
         ({"templates": ["a photo"]}, "needs {objects} once"),
         ({"templates": []}, "needs {objects} once"),
@@ -149,6 +149,18 @@ def test_more_objects_than_classes(vocabulary):
         TemplatePrompts({1: 1, 6: 1}, "unseen").request(0, vocabulary, 0)
     with pytest.raises(ValueError, match=">= 0"):
         TemplatePrompts().request(0, vocabulary, -1)
+
+
+def test_a_list_of_classes(vocabulary):
+    words = ["boat", "automobile", "key"]
+    prompts = TemplatePrompts({1: 1, 2: 1}, words)
+    ids = {vocabulary.id_of(word) for word in words}
+    found = [prompts.request(i, vocabulary, 3).entities for i in range(24)]
+    assert {entity.class_id for entities in found for entity in entities} == ids
+    with pytest.raises(ValueError, match="4 objects needs as many given classes.*has 3"):
+        TemplatePrompts({4: 1}, words).request(0, vocabulary, 0)
+    with pytest.raises(ValueError, match="must be different ones, got car, automobile"):
+        TemplatePrompts({1: 1}, ["car", "automobile"]).request(0, vocabulary, 0)
 
 
 def test_describe_tells_prompts_apart():

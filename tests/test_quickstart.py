@@ -158,7 +158,7 @@ def test_a_failing_stage_gives_its_exit_code(tmp_path, capfd, monkeypatch):
 
 def grounding_results(value: float) -> dict:
     """What `test` of a grounding module writes, each number told apart by ``value``."""
-    controls = ("swapped", "foreground", "ceiling", "random_names")
+    controls = ("swapped", "foreground", "ceiling", "random_names", "synonyms")
     return {
         column: {
             "miou": value + place,

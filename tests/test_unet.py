@@ -207,6 +207,23 @@ def test_a_sample_depends_on_its_seed_alone(backbone, sample):
     assert not torch.equal(alone.images, other.images)
 
 
+def test_names_embedded_in_the_prompt_itself(tiny_pipeline, backbone):
+    inside = UNetBackbone(tiny_pipeline, TAPS, steps=4, tap_steps=(1, 3), names_in="prompt")
+    text = inside.embed(REQUESTS)
+    tokens = inside.tokenizer(REQUESTS[0].prompt)["input_ids"]
+    house = tokens.index(inside.tokenizer("house")["input_ids"][1])
+    padded = inside.tokenizer([REQUESTS[0].prompt], padding="max_length", return_tensors="pt")
+    states = inside.text_encoder(padded["input_ids"]).last_hidden_state[0]
+    torch.testing.assert_close(text[0, 0], states[house])
+    assert not torch.allclose(text[0], backbone.embed(REQUESTS)[0], atol=1e-3)
+    assert not text[1, 1].any()  # padding
+    alone = [Request(0, 0, "", (Entity(1, "house"),))]  # in no prompt: in a sentence of its own
+    assert torch.equal(inside.embed(alone), backbone.embed(alone))
+    assert inside.digest != UNetBackbone(tiny_pipeline, TAPS, steps=4, tap_steps=(1, 3)).digest
+    with pytest.raises(ValueError, match="names_in must be sentence or prompt, got 'pooled'"):
+        UNetBackbone(tiny_pipeline, TAPS, names_in="pooled")
+
+
 def test_digest_follows_what_decides_the_features(tiny_pipeline):
     def digest(**changes):
         return UNetBackbone(**{"model": tiny_pipeline, "taps": TAPS, "steps": 4} | changes).digest

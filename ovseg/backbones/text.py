@@ -142,3 +142,18 @@ def embed_name(
     text = template.replace("{name}", name)
     positions = positions_of(tokenizer, text, (start, start + len(name)), name)
     return encode(tokenizer, encoder, [text], device)[0, positions].float().mean(dim=0)
+
+
+def embed_in_prompt(
+    tokenizer, encoder: nn.Module, request: Request, device: torch.device
+) -> dict[int, Tensor]:
+    """Embed the names of a prompt where they stand in it, by the mean over each one's tokens.
+
+    Returns:
+        ``{place among the entities: (D,) float32}``, without those that are not in the prompt.
+    """
+    places = entity_positions(tokenizer, request)
+    if not any(places):
+        return {}
+    states = encode(tokenizer, encoder, [request.prompt], device)[0].float()
+    return {k: states[found].mean(dim=0) for k, found in enumerate(places) if found}

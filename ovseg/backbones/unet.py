@@ -6,7 +6,7 @@ import hashlib
 import json
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -25,7 +25,7 @@ from ovseg.backbones.schedule import (
     take_step,
     tapped_calls,
 )
-from ovseg.backbones.text import embed_name, encode, entity_positions
+from ovseg.backbones.text import embed_in_prompt, embed_name, encode, entity_positions
 from ovseg.structures import DiffusionSample, Features, FeatureSpec, Request
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -51,6 +51,8 @@ class UNetBackbone(DiffusionBackbone):
             for any name (`Features.probes`), at the tapped calls.
         image_size: Height and width of the images; None for the size the model was made for.
         template: Sentence in which a name is embedded.
+        names_in: Where a name is embedded: in a "sentence" of its own, or in the image's "prompt"
+            if it stands there.
         dtype: "float32", "float16" or "bfloat16".
         revision: Commit, branch or tag on the Hub.
         variant: Variant of the weight files, e.g. "fp16".
@@ -73,6 +75,7 @@ class UNetBackbone(DiffusionBackbone):
         probes: tuple[str, ...] = (),
         image_size: int | None = None,
         template: str = "a photograph of a {name}",
+        names_in: Literal["sentence", "prompt"] = "sentence",
         dtype: str = "float32",
         revision: str | None = None,
         variant: str | None = None,
@@ -91,10 +94,12 @@ class UNetBackbone(DiffusionBackbone):
             raise ValueError(f"dtype must be one of {', '.join(_DTYPES)}, got {dtype!r}")
         if template.count("{name}") != 1:
             raise ValueError(f"template must contain {{name}} exactly once, got {template!r}")
+        if names_in not in ("sentence", "prompt"):
+            raise ValueError(f"names_in must be sentence or prompt, got {names_in!r}")
         self.taps, self.steps, self.tap_steps = list(taps), steps, tuple(tap_steps)
         self.guidance_scale, self.branches = guidance_scale, 2 if both_branches else 1
         self.scheduler, self.attention, self.probes = scheduler, tuple(attention), tuple(probes)
-        self.template, self.dtype = template, _DTYPES[dtype]
+        self.template, self.names_in, self.dtype = template, names_in, _DTYPES[dtype]
         self.files = PipelineFiles(model, revision, variant, local_files_only)
         self.config = UNetConfig(self.files, image_size)
         self.register_buffer("_anchor", torch.empty(0), persistent=False)  # knows the device
@@ -135,6 +140,7 @@ class UNetBackbone(DiffusionBackbone):
             "branches": self.branches,
             "template": self.template,
             **({"probes": sorted(self.probes)} if self.probes else {}),
+            **({"names_in": self.names_in} if self.names_in != "sentence" else {}),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -244,8 +250,10 @@ class UNetBackbone(DiffusionBackbone):
         text = torch.zeros(len(requests), width, self.text_width, device=self.device)
         with self._own_precision():
             for row, request in enumerate(requests):
+                inside = self._embed_in_prompt(request) if self.names_in == "prompt" else {}
                 for column, entity in enumerate(request.entities):
-                    text[row, column] = self._embed_name(entity.name).to(self.device)
+                    found = inside.get(column)
+                    text[row, column] = self._embed_name(entity.name) if found is None else found
         return text
 
     # One by one
@@ -256,6 +264,9 @@ class UNetBackbone(DiffusionBackbone):
                 self.tokenizer, self.text_encoder, name, self.template, self.device
             )
         return self._names[name]
+
+    def _embed_in_prompt(self, request: Request) -> dict[int, Tensor]:
+        return embed_in_prompt(self.tokenizer, self.text_encoder, request, self.device)
 
     def _prepare(self, requests: Sequence[Request]) -> tuple[list[Request], list[list[list[int]]]]:
         """Load the weights, and find each entity's tokens, which also checks the prompts."""

@@ -38,7 +38,8 @@ class TemplatePrompts(Prompts):
     Args:
         objects: ``{number of objects: share}``; shares are divided by their sum. Default: one and
             two objects, half each.
-        classes: "seen", "unseen", "all", or "mixed": two objects, one seen and one unseen.
+        classes: "seen", "unseen", "all", a list of names, or "mixed": two objects, one seen and
+            one unseen.
         templates: Prompts with the place ``{objects}``; one is drawn per sample.
         negative_prompt: Text of the unconditional branch.
 
@@ -49,7 +50,7 @@ class TemplatePrompts(Prompts):
     def __init__(
         self,
         objects: dict[int, float] | None = None,
-        classes: Literal["seen", "unseen", "all", "mixed"] = "seen",
+        classes: Literal["seen", "unseen", "all", "mixed"] | list[str] = "seen",
         templates: Sequence[str] = ("a photo of {objects}",),
         negative_prompt: str = "",
     ) -> None:
@@ -57,8 +58,8 @@ class TemplatePrompts(Prompts):
         self.classes = classes
         self.templates = tuple(templates)
         self.negative_prompt = negative_prompt
-        if classes not in ("seen", "unseen", "all", "mixed"):
-            raise ValueError(f"classes must be seen, unseen, all or mixed, got {classes!r}")
+        if isinstance(classes, str) and classes not in ("seen", "unseen", "all", "mixed"):
+            raise ValueError(f"classes must be seen, unseen, all, mixed or names, got {classes!r}")
         if classes == "mixed" and set(self.shares) != {2}:
             raise ValueError(
                 f"classes 'mixed' pairs a seen with an unseen class: objects must be {{2: 1}}, "
@@ -110,8 +111,9 @@ class TemplatePrompts(Prompts):
             return _mixed_pair(seen, unseen, turn, seed)
         ids = vocabulary.select(self.classes)
         if max(self.shares) > len(ids):
+            which = self.classes if isinstance(self.classes, str) else "given"
             raise ValueError(
-                f"a prompt of {max(self.shares)} objects needs as many {self.classes} classes; "
+                f"a prompt of {max(self.shares)} objects needs as many {which} classes; "
                 f"split {vocabulary.split!r} of {vocabulary.name!r} has {len(ids)}"
             )
         return _pair(ids, turn, seed) if count == 2 else _group(ids, count, turn, seed)

@@ -45,6 +45,8 @@ class GroundingModule(ScoredModule):
         vocabulary: Linked from the data module.
         dice: Weight of the Dice loss.
         negatives: Names per sample that it does not show, with an empty target.
+        empty_missed: Give a prompted name that the annotator did not find an empty target too; by
+            default it carries no loss.
         output: Folder of the trained grounder, written at the end of `fit`, and of `validate` with
             `calibrate`.
         start: Grounder folder whose weights and threshold to begin with: to test it, or to go on.
@@ -65,6 +67,7 @@ class GroundingModule(ScoredModule):
         vocabulary: Vocabulary | None = None,
         dice: float = 0.0,
         negatives: int = 0,
+        empty_missed: bool = False,
         output: str | None = None,
         start: str | None = None,
         calibrate: bool = False,
@@ -75,7 +78,7 @@ class GroundingModule(ScoredModule):
             raise ValueError(f"dice and negatives must be >= 0, got {dice} and {negatives}")
         if feature_spec is None or text_width is None:
             raise ValueError("a grounding module reads a backbone's features: set data.backbone")
-        self.dice, self.negatives = dice, negatives
+        self.dice, self.negatives, self.empty_missed = dice, negatives, empty_missed
         self.output, self.start = output, start
         self.grounder = grounder(feature_spec, text_width)
         self.scores = torch.nn.ModuleDict()
@@ -113,6 +116,8 @@ class GroundingModule(ScoredModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
         entities, found = batch.entities, batch.found & batch.entities.valid
+        if self.empty_missed:
+            found = entities.valid
         names = found.shape[1]
         if self.negatives:
             entities = with_negatives(entities, self.negatives)
@@ -138,11 +143,18 @@ class GroundingModule(ScoredModule):
         return presence_loss(present, targets, torch.cat([found, absent.valid], dim=1))
 
     def on_test_start(self) -> None:
-        """Embed the names of all classes, of which some will be absent."""
+        """Embed all classes: some will be absent names; and another word for each."""
         super().on_test_start()
-        classes = tuple(Entity(c.id, c.name) for c in self.vocabulary.classes)
-        text = self.trainer.datamodule.backbone.embed([Request(0, 0, "", classes)])[0]
-        self._names = torch.cat([torch.zeros_like(text[:1]), text])
+        classes = self.vocabulary.classes
+        self._names = self._embed({c.id: c.name for c in classes})
+        words = {c.id: c.synonyms[0] for c in classes if c.synonyms}
+        self._synonyms = self._embed(words) if len(words) == len(classes) else None
+
+    def _embed(self, words: dict[int, str]) -> Tensor:
+        """Return the embeddings ``(N + 1, D)`` of a word per class, zeros for background."""
+        entities = tuple(Entity(class_id, word) for class_id, word in words.items())
+        text = self.trainer.datamodule.backbone.embed([Request(0, 0, "", entities)])[0]
+        return torch.cat([torch.zeros_like(text[:1]), text])
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
@@ -159,9 +171,12 @@ class GroundingModule(ScoredModule):
         scores.update_controls(batch)
         if not self.grounder.reads_names:
             return
-        text = controls.random_names(entities.text, entities.class_ids)
-        unknown = batch.replace(entities=replace(entities, text=text))
-        scores.update_random_names(self(unknown), batch, self.grounder.threshold)
+        words = {"random_names": controls.random_names(entities.text, entities.class_ids)}
+        if self._synonyms is not None:
+            words["synonyms"] = self._synonyms.to(entities.text)[entities.class_ids]
+        for how, text in words.items():
+            renamed = batch.replace(entities=replace(entities, text=text))
+            scores.update_renamed(how, self(renamed), batch, self.grounder.threshold)
         absent = self._absent(batch)
         here, others = (
             self.grounder.presence(batch.features, names, found)

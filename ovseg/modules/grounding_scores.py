@@ -14,7 +14,7 @@ from ovseg.modules.common import by_class
 from ovseg.structures import Batch, entity_targets
 from ovseg.vocabulary import Vocabulary
 
-METHODS = ("own", "swapped", "random_names", "foreground", "ceiling")
+METHODS = ("own", "swapped", "synonyms", "random_names", "foreground", "ceiling")
 SCORES = ("miou", "miou_images", "choice")
 GRID = tuple(round(0.02 * step, 2) for step in range(1, 50))
 
@@ -23,9 +23,10 @@ class GroundingScores(torch.nn.Module):
     """IoU of a grounder's masks against the annotator's, on images where it found every entity.
 
     The controls (Li et al. do not give them) are *swapped*: the mask of the other object scored
-    against this truth, in images of two; *random_names*: the grounder's mask when each name's
-    embedding is replaced by a fixed random vector; *foreground*: the union of all true masks given
-    to every name; *ceiling*: the true masks through the feature grid and back.
+    against this truth, in images of two; *synonyms*: the grounder's mask when it is asked for each
+    class by another word; *random_names*: when each name's embedding is replaced by a fixed random
+    vector; *foreground*: the union of all true masks given to every name; *ceiling*: the true masks
+    through the feature grid and back.
 
     Args:
         vocabulary: Classes of the stream.
@@ -52,9 +53,9 @@ class GroundingScores(torch.nn.Module):
         pair = valid & controls.two_objects(valid)[:, None]
         self.metrics["swapped"].add(controls.other(masks, valid), batch, pair, threshold)
 
-    def update_random_names(self, masks: Tensor, batch: Batch, threshold: float) -> None:
-        """Add the masks ``(B, K, H, W)`` of random names, scored against the true ones' truth."""
-        self.metrics["random_names"].add(masks, batch, scored(batch), threshold)
+    def update_renamed(self, how: str, masks: Tensor, batch: Batch, threshold: float) -> None:
+        """Add masks ``(B, K, H, W)`` of "synonyms" or "random_names", against the same truth."""
+        self.metrics[how].add(masks, batch, scored(batch), threshold)
 
     def update_presence(self, here: Tensor, absent: Tensor, valid: Tensor, batch: Batch) -> None:
         """Add how present names are that are in the pictures, and others that are not.

@@ -8,6 +8,7 @@ METHODS = {
     "probe": "our grounding module, which labels stage 3",
     "fusion": "the grounding module of Li et al., trained on the same masks",
     "attention": "cross-attention maps of the backbone, without training",
+    "synonyms": "control: our module, each name replaced by a synonym it was never trained with",
     "random_names": "control: our module, each name replaced by a fixed random vector",
     "swapped": "control: our module's mask of the other object",
     "foreground": "control: the union of all objects given to every name",
