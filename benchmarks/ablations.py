@@ -71,11 +71,11 @@ def plan(run: Run) -> list[Step]:
 
 
 def variants(module: str) -> Iterator[Variant]:
-    """Return the variants that a module has; the default comes first and only once."""
-    for question in QUESTIONS:
-        for variant in question.variants:
-            if module in variant.modules and (variant.changes or variant.name == "default"):
-                yield variant
+    """Return each variant that a module has once; the default comes first."""
+    every = [variant for question in QUESTIONS for variant in question.variants]
+    for variant in {variant.name: variant for variant in every}.values():
+        if module in variant.modules:
+            yield variant
 
 
 def load(run: Run, name: str) -> dict:

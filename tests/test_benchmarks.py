@@ -13,12 +13,15 @@ import yaml
 from rich.console import Console
 
 from ovseg.backbones.taps import SD1_TAPS
+from ovseg.backbones.unet import UNetBackbone
 from ovseg.data.shards import ShardStream
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.probe import ProbeGrounder
 from ovseg.modules.grounding import GroundingModule
-from ovseg.report.numbers import COLUMNS
+from ovseg.quickstart import write_configs
+from ovseg.report.numbers import COLUMNS, METHODS, SCORES
 from ovseg.structures import FeatureSpec
+from ovseg.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
 
@@ -80,31 +83,121 @@ def test_sampling_runs(benchmark, tiny_pipeline, tmp_path):
 
 
 def test_ablations_change_arguments_that_exist(benchmark, tmp_path):
-    ablations = benchmark("ablations")
-    steps = ablations.plan(tmp_path / "run", tmp_path / "out")
-    assert len(steps) == 2 * len(ablations.VARIANTS) == len({step.name for step in steps})
-    for step in steps:
-        overlay = yaml.safe_load(step.configs[1].read_text(encoding="utf-8"))
-        module = overlay["model"]["init_args"]
-        assert module["output"] == str(
-            tmp_path / "out" / step.name.removesuffix("/test") / "grounder"
-        )
-        assert module.keys() <= inspect.signature(GroundingModule).parameters.keys()
-        head = module.get("grounder", {}).get("init_args", {})
-        assert head.keys() <= inspect.signature(ProbeGrounder).parameters.keys()
-        stream = overlay.get("data", {}).get("init_args", {}).get("train", {}).get("init_args", {})
-        assert stream.keys() <= inspect.signature(ShardStream).parameters.keys()
+    ablations, settings = benchmark("ablations"), {"split": "1", "seed": 0, "scale": 1.0}
+    for name in ("probe", "fusion"):
+        steps = ablations.plan(ablations.Run(tmp_path, name, settings))
+        assert len({step.name for step in steps}) == len(steps)
+        trained = [step for step in steps if step.stage == name]
+        assert trained[0].name == f"{name}/default" and len(trained) > 10
+        for step in trained:
+            overlay = yaml.safe_load(step.configs[-1].read_text(encoding="utf-8"))
+            module = overlay["model"]["init_args"]
+            assert module["output"] == str(tmp_path / step.name / "grounder")
+            assert module.keys() <= inspect.signature(GroundingModule).parameters.keys()
+            head = module.get("grounder", {}).get("init_args", {})
+            assert head.keys() <= inspect.signature(ProbeGrounder).parameters.keys()
+            data = overlay.get("data", {}).get("init_args", {})
+            stream = data.get("train", {}).get("init_args", {})
+            assert stream.keys() <= inspect.signature(ShardStream).parameters.keys()
+            read = data.get("backbone", {}).get("init_args", {})
+            assert read.keys() <= inspect.signature(UNetBackbone).parameters.keys()
+
+
+def test_ablations_make_their_own_shards(benchmark, tmp_path):
+    ablations, settings = benchmark("ablations"), {"split": "2", "seed": 0, "scale": 1.0}
+    steps = ablations.plan(ablations.Run(tmp_path, "probe", settings))
+    made = {step.name: yaml.safe_load(step.configs[0].read_text()) for step in steps[:5]}
+    assert list(made) == [f"data/{name}" for name in benchmark("ablation_variants").DATA]
+    streams = {name: stage["data"]["init_args"]["predict"] for name, stage in made.items()}
+    assert len(streams["data/annotated"]) == 7
+    for name, predict in streams.items():
+        assert made[name]["data"]["init_args"]["split"] == "2"
+        assert predict["train"]["init_args"]["size"] == 1024
+        writer = made[name]["trainer"]["callbacks"][0]["init_args"]
+        assert writer["output"] == str(tmp_path / name / "{name}")
+    prompts = streams["data/five_classes"]["train"]["init_args"]["prompts"]["init_args"]
+    assert len(prompts["classes"]) == 5 and prompts["objects"] == {1: 1, 2: 2}
+    words = Vocabulary.load("clipart", "1")
+    assert {words.id_of(name) for name in prompts["classes"]} <= set(words.seen)
+    second = yaml.safe_load((tmp_path / "configs" / "2_grounding.yaml").read_text())
+    test = second["data"]["init_args"]["test"]["two_unseen"]["init_args"]["path"]
+    assert test == str(tmp_path / "data" / "annotated" / "two_unseen")
 
 
 def test_ablations_table_and_plot(benchmark, tmp_path, capsys):
     ablations = benchmark("ablations")
-    for number, name in enumerate(ablations.VARIANTS):
+    for number, name in enumerate(["default", "dice", "step_2"]):
         results = {column: {"miou": 50.0 + number, "presence": 90.0} for column in COLUMNS}
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "results.json").write_text(json.dumps(results))
+        folder = tmp_path / "probe" / name
+        folder.mkdir(parents=True)
+        (folder / "results.json").write_text(json.dumps(results))
     table = ablations.collect(tmp_path)
-    assert table["no_probes"]["two_unseen"] == 51.0 and table["dice"]["presence"] == 90.0
+    assert table["probe"]["dice"]["two_unseen"] == 51.0
+    assert table["probe"]["step_2"]["presence"] == 90.0
     ablations.show(table, Console(width=200))
-    assert "with Dice loss" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "with Dice loss" in printed and "90.5 at 1" in printed
     ablations.plot(table, tmp_path / "ablations.png")
     assert (tmp_path / "ablations.png").stat().st_size > 10_000
+
+
+def fake_report(unseen: float) -> dict:
+    """A quickstart's report in which only what is asked for differs."""
+    kinds = [*COLUMNS.values()]
+    grounding = {}
+    for method in METHODS:
+        grounding[method] = {group: {} for group, _ in kinds}
+        for group, key in kinds:
+            value = {"foreground": 50.0, "attention": 30.0, "random_names": 20.0, "swapped": 1.0}
+            grounding[method][group][key] = value.get(method, unseen if key == "unseen" else 90.0)
+    segmentation = {name: dict.fromkeys(SCORES, 70.0) for name in ("synthetic", "supervised")}
+    return {
+        "grounding": grounding,
+        "choice": {"probe": {"two_seen": 100.0, "two_unseen": 99.0}},
+        "presence": {"probe": dict.fromkeys(COLUMNS, 97.0)},
+        "labels_of_stage_3": {"seen": 90.0, "unseen": 80.0},
+        "segmentation": segmentation,
+    }
+
+
+def test_mean_and_spread_over_runs(benchmark, tmp_path, capsys):
+    seeds = benchmark("splits_and_seeds")
+    for name, unseen in (("split-1_seed-0", 80.0), ("split-2_seed-0", 86.0)):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "report.json").write_text(json.dumps(fake_report(unseen)))
+    result = seeds.summary(seeds.collect(tmp_path))
+    assert result["numbers"]["probe two_unseen"] == {
+        **{"mean": 83.0, "min": 80.0, "max": 86.0, "runs": 2},
+        "std": pytest.approx(18**0.5),
+    }
+    verdicts = {row["what"]: (row["value"], row["held"]) for row in result["targets"]}
+    assert verdicts["two objects: unseen / seen"] == (pytest.approx(83 / 90), True)
+    assert verdicts["one object: unseen / seen"] == (pytest.approx(83 / 90), False)
+    assert verdicts["two unseen above foreground"] == (pytest.approx(33), True)
+    assert verdicts["two unseen: own - swapped"] == (pytest.approx(82), True)
+    assert verdicts["random names above foreground, two unseen"] == (pytest.approx(-30), True)
+    assert verdicts["labels of stage 3: unseen / seen"] == (pytest.approx(8 / 9), False)
+    seeds.show(result, Console(width=110))
+    assert capsys.readouterr().out.count("MISSED") == 2
+
+
+def test_dataset_sizes(benchmark, tmp_path, capsys):
+    sizes = benchmark("dataset_size")
+    write_configs(tmp_path / "run", {"split": "1", "seed": 0, "scale": 1.0})
+    steps = sizes.plan(tmp_path / "run", tmp_path / "out", (250, 2000))
+    assert [step.name for step in steps] == ["synthetic", "images_250", "images_2000"]
+    made, _, last = (yaml.safe_load(step.configs[0].read_text()) for step in steps)
+    assert made["data"]["init_args"]["predict"]["synthetic"]["init_args"]["size"] == 2300
+    stream = last["data"]["init_args"]["train"]["init_args"]
+    assert stream == {"path": str(tmp_path / "out" / "synthetic"), "limit": 2000}
+    assert str(tmp_path / "run") not in json.dumps([last["trainer"], last["data"]])
+    for size, value in ((2000, 70.0), (250, 60.0)):
+        (tmp_path / f"images_{size}").mkdir()
+        scores = {"drawn": dict.fromkeys(SCORES, value)}
+        (tmp_path / f"images_{size}" / "results.json").write_text(json.dumps(scores))
+    table = sizes.collect(tmp_path)
+    assert list(table) == [250, 2000] and table[250]["harmonic"] == 60.0
+    sizes.show(table, dict.fromkeys(SCORES, 81.5), Console(width=100))
+    assert "81.5" in capsys.readouterr().out
+    sizes.plot(table, dict.fromkeys(SCORES, 81.5), tmp_path / "sizes.png")
+    assert (tmp_path / "sizes.png").stat().st_size > 10_000

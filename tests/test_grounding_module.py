@@ -55,6 +55,30 @@ def test_fit_learns_and_logs(trained):
     assert trainer.optimizers[0].param_groups[0]["lr"] == pytest.approx(0.015)  # 60 steps
 
 
+@pytest.mark.parametrize("empty", [False, True])
+def test_a_missed_name_carries_no_loss_unless_its_target_is_to_be_empty(empty):
+    source = data()
+    model = module(source, empty_missed=empty)
+    stream = live_stream(64, "seen")
+    stream.bind(source.vocabulary)
+    batch = stream.complete(stream[[0, 1, 2]], source.backbone)
+    found = torch.zeros_like(batch.found)
+    found[0, 0] = True
+    batch = batch.replace(found=found)
+    model.log = lambda *args, **kwargs: None
+    logits = model.grounder(batch.features, batch.entities).detach()
+    size = batch.labels.shape[-2:]
+    logits = torch.nn.functional.interpolate(logits, size, mode="bilinear")
+    expected = []
+    for row, column in batch.entities.valid.nonzero().tolist():
+        if empty or found[row, column]:
+            target = (batch.labels[row] == batch.entities.class_ids[row, column]).double()
+            p = logits[row, column].double().sigmoid()
+            expected.append(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
+    loss = model.training_step(batch, 0)
+    torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
 def test_fit_writes_the_grounder_folder(trained):
     folder, model, _ = trained
     loaded = load_grounder(folder / "grounder", ToyBackbone())

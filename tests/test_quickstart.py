@@ -13,6 +13,7 @@ from toy_data import data_module, live_stream, write_dataset
 
 from ovseg import quickstart, quickstart_report
 from ovseg.__main__ import main
+from ovseg.clipart.training.world import SAMPLER
 from ovseg.quickstart import config, fill, plan, write_configs
 from ovseg.report import page
 from ovseg.report.numbers import COLUMNS, METHODS
@@ -69,6 +70,7 @@ def test_shipped_sizes_are_those_of_the_protocol():
 def test_all_stages_share_one_backbone():
     stages = ("1_annotated", "2_grounding", "2_attention", "3_synthetic")
     backbones = [read(config(stage))["data"]["init_args"]["backbone"] for stage in stages]
+    assert all(SAMPLER.items() <= backbone["init_args"].items() for backbone in backbones)
     for backbone in backbones:  # what is read is each reader's choice
         backbone["init_args"] = {
             key: value

@@ -31,7 +31,11 @@ TAPS = ("down_blocks.1.attentions.0", "mid_block", "up_blocks.1.attentions.1", "
 VERSION = "1.0"
 """Of the shipped world. Another noun, text encoder, autoencoder, U-Net or annotator: a new one."""
 
-STEPS, GUIDANCE = 8, 2.5
+SAMPLER = {
+    "steps": 6,
+    "guidance_scale": 3.5,
+    "scheduler": {"class_path": "diffusers.UniPCMultistepScheduler"},
+}
 """How the shipped configs sample."""
 
 
@@ -71,7 +75,7 @@ def measure(
     vocabulary = Vocabulary.load("clipart")
     oracle = MMSegAnnotator(annotator, classes="all").to(device)
     oracle.bind(vocabulary)
-    backbone = UNetBackbone(pipeline, list(TAPS), steps=STEPS, guidance_scale=GUIDANCE).to(device)
+    backbone = UNetBackbone(pipeline, list(TAPS), **SAMPLER).to(device)
     result = {"annotator": annotator_iou(oracle, vocabulary, scenes)}
     for objects, name in ((1, "one_object"), (2, "two_objects")):
         result[name], made = generated_share(backbone, oracle, vocabulary, objects, images)
