@@ -12,12 +12,19 @@ TEN = [*FIVE, "fish", "cactus", "cake", "hammer", "chair"]
 
 DATA: dict[str, dict] = {
     "annotated": {},
-    "five_classes": {"classes": FIVE},
-    "ten_classes": {"classes": TEN},
-    "one_object": {"objects": {1: 1}},
-    "two_objects": {"objects": {2: 1}},
+    "five_classes": {"prompts.init_args.classes": FIVE},
+    "ten_classes": {"prompts.init_args.classes": TEN},
+    "one_object": {"prompts.init_args.objects": {1: 1}},
+    "two_objects": {"prompts.init_args.objects": {2: 1}},
+    "largest_piece": {"annotator.class_path": "ablation_annotator.LargestPiece"},
 }
-"""Training sets, each as large as the default, and what its prompts change."""
+"""Training sets, each as large as the default, and what each changes of its stream."""
+
+OWN_LABELS = "own_labels"
+"""A training set of all names, labelled by the default module."""
+
+
+OURS = ("probe",)
 
 
 class Variant(NamedTuple):
@@ -52,7 +59,7 @@ def default(what: str) -> Variant:
 def ours(name: str, what: str, **arguments: Any) -> Variant:
     """Return a variant of our module's own arguments."""
     prefix = "model.init_args.grounder.init_args."
-    return Variant(name, what, {prefix + k: v for k, v in arguments.items()}, ("probe",))
+    return Variant(name, what, {prefix + k: v for k, v in arguments.items()}, OURS)
 
 
 def backbone(name: str, what: str, **arguments: Any) -> Variant:
@@ -86,6 +93,12 @@ QUESTIONS = [
             ours("wide", "coarse maps as wide as fine ones", widths=[112, 112, 112]),
             training("dice", "with Dice loss", dice=1.0),
             training("negatives", "with names that are not there, to be left empty", negatives=1),
+            Variant(
+                OWN_LABELS,
+                "trained again on its own labels of all names",
+                {"data": OWN_LABELS},
+                OURS,
+            ),
         ],
     ),
     Question(
@@ -134,6 +147,14 @@ QUESTIONS = [
             Variant("one_object", "one", {"data": "one_object"}),
             Variant("two_objects", "two", {"data": "two_objects"}),
             default("a third one, two thirds two"),
+        ],
+    ),
+    Question(
+        "Target of a name",
+        "the detector's top-1 instance; here an object is one instance, of several pieces",
+        [
+            default("union of its pieces"),
+            Variant("largest_piece", "its largest piece", {"data": "largest_piece"}),
         ],
     ),
     Question(

@@ -12,12 +12,13 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from ablation_variants import DATA, QUESTIONS, TAP_STEPS, Variant
+from ablation_variants import DATA, OWN_LABELS, QUESTIONS, TAP_STEPS, Variant
 from rich.console import Console
 from rich.table import Table
 
@@ -43,17 +44,13 @@ def plan(run: Run) -> list[Step]:
     first = load(run, "1_annotated")
     place(first, {f"{BACKBONE}.tap_steps": list(TAP_STEPS)})
     streams = first["data"]["init_args"]["predict"]
-    for name, prompts in DATA.items():
+    for name, changes in DATA.items():
         stage = copy.deepcopy(first)
-        if name != "annotated":
+        if changes:
             stream = copy.deepcopy(streams["train"])
-            stream["init_args"]["prompts"]["init_args"] |= prompts
+            place(stream["init_args"], changes)
             stage["data"]["init_args"]["predict"] = {"train": stream}
-        writer = stage["trainer"]["callbacks"][0]["init_args"]
-        writer["output"] = str(run.out / "data" / name / "{name}")
-        path = write(folder / f"data_{name}.yaml", stage)
-        arguments = ("predict", "--config", str(path))
-        steps.append(Step(f"data/{name}", f"images: {name}", "data", arguments, (path,)))
+        steps.append(images(run, name, stage))
     bases = [folder / "2_grounding.yaml"]
     second = load(run, "2_grounding")
     point_to(second, run.out / "data")
@@ -67,7 +64,29 @@ def plan(run: Run) -> list[Step]:
         arguments = ("fit", *(part for p in paths for part in ("--config", str(p))))
         step = (name, f"{run.module}: {variant.what}", run.module)
         steps.append(Step(*step, (*arguments, "--then_test", "true"), paths))
+        if name == "probe/default":
+            steps.append(own_labels(run, size=streams["train"]["init_args"]["size"]))
     return steps
+
+
+def images(run: Run, name: str, stage: dict) -> Step:
+    """Write the config of a training set, and return the step that makes it."""
+    writer = stage["trainer"]["callbacks"][0]["init_args"]
+    writer["output"] = str(run.out / "data" / name / "{name}")
+    path = write(run.out / "configs" / f"data_{name}.yaml", stage)
+    arguments = ("predict", "--config", str(path))
+    return Step(f"data/{name}", f"images: {name}", "data", arguments, (path,))
+
+
+def own_labels(run: Run, size: int) -> Step:
+    """Return the step that lets the default module label images of all names."""
+    stage = load(run, "3_synthetic")
+    streams = stage["data"]["init_args"]
+    stream = streams["predict"]["synthetic"]
+    folder = run.out / "probe" / "default" / "grounder"
+    place(stream["init_args"], {"size": size, "annotator.init_args.folder": str(folder)})
+    streams["predict"] = {"train": stream}
+    return images(run, OWN_LABELS, stage)
 
 
 def variants(module: str) -> Iterator[Variant]:
@@ -200,7 +219,9 @@ def main() -> None:
     out = args.out.absolute()
     settings = {"split": args.split, "seed": 0, "scale": args.scale}
     if not args.show:
-        run_steps(out, plan(Run(out, args.module, settings)), {"TOKENIZERS_PARALLELISM": "false"})
+        paths = [str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])]
+        environment = {"PYTHONPATH": os.pathsep.join(paths), "TOKENIZERS_PARALLELISM": "false"}
+        run_steps(out, plan(Run(out, args.module, settings)), environment)
     table = collect(out)
     if not table:
         parser.error(f"nothing is done in {out}: leave --show out")

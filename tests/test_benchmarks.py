@@ -6,12 +6,14 @@ import importlib
 import inspect
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 import yaml
 from rich.console import Console
 
+from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.backbones.taps import SD1_TAPS
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.data.shards import ShardStream
@@ -20,7 +22,7 @@ from ovseg.grounders.probe import ProbeGrounder
 from ovseg.modules.grounding import GroundingModule
 from ovseg.quickstart import write_configs
 from ovseg.report.numbers import COLUMNS, METHODS, SCORES
-from ovseg.structures import FeatureSpec
+from ovseg.structures import Annotation, FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -106,7 +108,7 @@ def test_ablations_change_arguments_that_exist(benchmark, tmp_path):
 def test_ablations_make_their_own_shards(benchmark, tmp_path):
     ablations, settings = benchmark("ablations"), {"split": "2", "seed": 0, "scale": 1.0}
     steps = ablations.plan(ablations.Run(tmp_path, "probe", settings))
-    made = {step.name: yaml.safe_load(step.configs[0].read_text()) for step in steps[:5]}
+    made = {step.name: yaml.safe_load(step.configs[0].read_text()) for step in steps[:6]}
     assert list(made) == [f"data/{name}" for name in benchmark("ablation_variants").DATA]
     streams = {name: stage["data"]["init_args"]["predict"] for name, stage in made.items()}
     assert len(streams["data/annotated"]) == 7
@@ -115,13 +117,32 @@ def test_ablations_make_their_own_shards(benchmark, tmp_path):
         assert predict["train"]["init_args"]["size"] == 1024
         writer = made[name]["trainer"]["callbacks"][0]["init_args"]
         assert writer["output"] == str(tmp_path / name / "{name}")
+    cut = streams["data/largest_piece"]["train"]["init_args"]["annotator"]
+    assert cut["class_path"] == "ablation_annotator.LargestPiece"
     prompts = streams["data/five_classes"]["train"]["init_args"]["prompts"]["init_args"]
     assert len(prompts["classes"]) == 5 and prompts["objects"] == {1: 1, 2: 2}
     words = Vocabulary.load("clipart", "1")
     assert {words.id_of(name) for name in prompts["classes"]} <= set(words.seen)
+    (own,) = (yaml.safe_load(s.configs[0].read_text()) for s in steps[6:] if s.stage == "data")
+    stream = own["data"]["init_args"]["predict"]["train"]["init_args"]
+    folder = stream["annotator"]["init_args"]["folder"]
+    assert stream["size"] == 1024 and folder == str(tmp_path / "probe" / "default" / "grounder")
     second = yaml.safe_load((tmp_path / "configs" / "2_grounding.yaml").read_text())
     test = second["data"]["init_args"]["test"]["two_unseen"]["init_args"]["path"]
     assert test == str(tmp_path / "data" / "annotated" / "two_unseen")
+
+
+def test_the_largest_piece_of_a_mask(benchmark):
+    masks = torch.zeros(1, 2, 6, 8)
+    masks[0, 0, :2, :2], masks[0, 0, 4:, 3:] = 0.9, 0.8  # 4 and 10 pixels
+    masks[0, 0, 3, 0] = 0.3  # not in any piece
+    masks[0, 1, 1:3, 1:3] = 0.7
+    annotator = benchmark("ablation_annotator").LargestPiece("clipart", classes="seen")
+    whole = Annotation(masks.clone(), torch.ones(1, 2), torch.ones(1, 2, dtype=torch.bool))
+    with patch.object(MMSegAnnotator, "annotate", return_value=whole):
+        cut = annotator.annotate(None).masks
+    masks[0, 0, :2, :2] = 0
+    assert torch.equal(cut, masks)
 
 
 def test_ablations_table_and_plot(benchmark, tmp_path, capsys):
@@ -201,3 +222,12 @@ def test_dataset_sizes(benchmark, tmp_path, capsys):
     assert "81.5" in capsys.readouterr().out
     sizes.plot(table, dict.fromkeys(SCORES, 81.5), tmp_path / "sizes.png")
     assert (tmp_path / "sizes.png").stat().st_size > 10_000
+
+
+def test_samplers_run(benchmark, tmp_path, monkeypatch, capsys):
+    samplers = benchmark("samplers")
+    monkeypatch.setattr(samplers, "CASES", [("UniPCMultistepScheduler", 3.5, 2)])
+    samplers.main(["--images", "2", "--out", str(tmp_path / "out.json")])
+    (row,) = json.loads((tmp_path / "out.json").read_text())
+    assert row["steps"] == 2 and row["both"] in (0, 50, 100)
+    assert "UniPCMultistepScheduler, guidance 3.5, 2 steps: " in capsys.readouterr().out

@@ -64,6 +64,7 @@ def generated_share(
     objects: int,
     images: int = 400,
     batch: int = 40,
+    seed: int = SEED,
 ) -> tuple[dict, Tensor]:
     """Return how many generated images show what was asked for, and the images.
 
@@ -77,7 +78,7 @@ def generated_share(
     failures = {c.name: [0, 0] for c in vocabulary.classes}
     for start in tqdm(range(0, images, batch), desc=f"{objects} object(s)", mininterval=5):
         indices = range(start, min(images, start + batch))
-        requests = [prompts.request(i, vocabulary, SEED) for i in indices]
+        requests = [prompts.request(i, vocabulary, seed) for i in indices]
         sample = backbone.sample(requests)
         kept.append(sample.images)
         labels = annotator.segmenter(sample.images).argmax(1).cpu().numpy()
