@@ -39,3 +39,16 @@ def test_columns_hold_as_many_scenes_of_the_right_classes(tiny_grounder):
     asked = [{e.class_id for request in batch for e in request.entities} for batch in seen]
     assert asked[0] <= {*words.seen} and asked[-1] <= {*words.unseen}
     assert pytest.approx(2) == sum(len(r.entities) for r in seen[-1]) / len(seen[-1])
+
+
+def test_the_mean_over_draws_of_the_noise(tiny_grounder):
+    words, model = Vocabulary.load("clipart"), GroundedDiffusion.from_pretrained(tiny_grounder)
+    images = torch.randint(0, 256, (2, 3, 64, 64), generator=torch.Generator().manual_seed(0))
+    images = images.to(torch.uint8)
+    requests = [Request(i, 5 + i, *TOOL["fill"](TOOL["PROMPT"], [2 + i], words)) for i in (0, 1)]
+    later = [request._replace(seed=request.seed + TOOL["NOISE"]) for request in requests]
+    one, _ = TOOL["ground"](model, images, requests)
+    other, _ = TOOL["ground"](model, images, later)
+    mean, _ = TOOL["ground"](model, images, requests, samples=2)
+    assert not torch.equal(one, other)
+    torch.testing.assert_close(mean, (one + other) / 2)

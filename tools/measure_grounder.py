@@ -26,24 +26,29 @@ from ovseg.metrics import GroundingIoU
 from ovseg.structures import Entities, Request, entity_targets
 from ovseg.vocabulary import Vocabulary
 
-SEED = 700_000
+SEED, NOISE = 700_000, 1_000_000
 PROMPT = "a photo of {objects}"
 
 
 @torch.no_grad()
 def ground(
-    model: GroundedDiffusion, images: Tensor, requests: list[Request]
+    model: GroundedDiffusion, images: Tensor, requests: list[Request], samples: int = 1
 ) -> tuple[Tensor, Entities]:
-    """Return probabilities ``(B, K, H, W)`` and the entities."""
-    latents = model.backbone.encode_image(images, requests)
-    features = model.backbone.features(latents, model.backbone.timesteps, requests)
-    entities = model.backbone.entities(requests)
-    logits = model.grounder(features, entities)
-    logits = interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
-    return logits.sigmoid(), entities
+    """Return probabilities ``(B, K, H, W)``, the mean over draws of the noise, and the entities."""
+    entities, draws = model.backbone.entities(requests), []
+    for draw in range(samples):
+        noised = [request._replace(seed=request.seed + draw * NOISE) for request in requests]
+        latents = model.backbone.encode_image(images, noised)
+        features = model.backbone.features(latents, model.backbone.timesteps, requests)
+        logits = model.grounder(features, entities)
+        logits = interpolate(logits, size=images.shape[-2:], mode="bilinear", align_corners=False)
+        draws.append(logits.sigmoid())
+    return torch.stack(draws).mean(dim=0), entities
 
 
-def measure(model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int) -> dict[str, dict]:
+def measure(
+    model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int, samples: int = 1
+) -> dict[str, dict]:
     """Score columns of scenes whose names are all seen, or all unseen."""
     result = {}
     for objects, word in ((1, "one"), (2, "two")):
@@ -65,7 +70,7 @@ def measure(model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int) -> di
                     Request(row, SEED + position + row, *fill(PROMPT, ids[row], vocabulary))
                     for row in rows
                 ]
-                masks, entities = ground(model, batch.images[rows], requests)
+                masks, entities = ground(model, batch.images[rows], requests, samples)
                 targets, pixels = entity_targets(batch.labels[rows], entities.class_ids)
                 metric.update(masks, targets, pixels, entities.class_ids, entities.valid)
                 used += len(rows)
@@ -81,11 +86,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--grounder", default="clipart", help="grounder folder, or clipart")
     parser.add_argument("--scenes", type=int, default=125, help="scenes of each of four columns")
+    parser.add_argument("--samples", type=int, default=1, help="draws of the noise, averaged")
     parser.add_argument("--out", type=Path, default=Path("runs/measure_grounder.json"))
     args = parser.parse_args()
     split = (read_config(args.grounder).get("vocabulary") or {}).get("split", "1")
     model = GroundedDiffusion.from_pretrained(args.grounder)
-    result = measure(model, Vocabulary.load("clipart", split), args.scenes)
+    result = measure(model, Vocabulary.load("clipart", split), args.scenes, args.samples)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=2))
