@@ -231,3 +231,27 @@ def test_samplers_run(benchmark, tmp_path, monkeypatch, capsys):
     (row,) = json.loads((tmp_path / "out.json").read_text())
     assert row["steps"] == 2 and row["both"] in (0, 50, 100)
     assert "UniPCMultistepScheduler, guidance 3.5, 2 steps: " in capsys.readouterr().out
+
+
+def test_where_time_goes_by_hand(benchmark):
+    cli = "process 1;LightningCLI._run_subcommand (lightning/pytorch/cli.py:9)"
+    profile = [
+        f"{cli};sample (ovseg/backbones/unet.py:2);UNet2DConditionModel.forward (unet.py:3) 6",
+        f"{cli};MuonAdamW.step (ovseg/optim.py:1);GroundingModule.training_step (g.py:2) 2",
+        f"{cli};MuonAdamW.step (ovseg/optim.py:1);_zeropower_via_newtonschulz (_muon.py:3) 1",
+        f"{cli};next (torch/utils/data/dataloader.py:5) 3",
+        "process 1;main (ovseg/__main__.py:1);_find_and_load (importlib:2);loads (x.py:3) 5",
+        "process 1;LightningCLI.__init__ (lightning/pytorch/cli.py:1);parse (jsonargparse/a.py:2) 3",
+    ]
+    assert benchmark("where_time_goes").shares("\n".join(profile)) == pytest.approx(
+        {
+            "U-Net": 30,
+            "start-up: imports": 25,
+            "the rest: data, collectives, files": 15,
+            "start-up: configuration": 15,
+            "grounding modules": 10,
+            "optimizer (Muon, AdamW)": 5,
+        }
+    )
+    with pytest.raises(ValueError, match="no stack"):
+        benchmark("where_time_goes").shares("")
