@@ -241,7 +241,7 @@ def test_where_time_goes_by_hand(benchmark):
         f"{cli};MuonAdamW.step (ovseg/optim.py:1);_zeropower_via_newtonschulz (_muon.py:3) 1",
         f"{cli};next (torch/utils/data/dataloader.py:5) 3",
         "process 1;main (ovseg/__main__.py:1);_find_and_load (importlib:2);loads (x.py:3) 5",
-        "process 1;LightningCLI.__init__ (lightning/pytorch/cli.py:1);parse (jsonargparse/a.py:2) 3",
+        "process 1;__init__ (lightning/pytorch/cli.py:1);parse (jsonargparse/a.py:2) 3",
     ]
     assert benchmark("where_time_goes").shares("\n".join(profile)) == pytest.approx(
         {
