@@ -120,11 +120,13 @@ class Features:
         maps: ``{tap: (B, S, G, C, h, w)}`` float.
         attention: ``(B, K, h, w)`` cross-attention map of each entity, float >= 0, or None.
         probes: ``{layer: Probe}``, the layers in network order.
+        merged: What a grounder has made of the maps already (`Grounder.read`), or None.
     """
 
     maps: dict[str, Tensor]
     attention: Tensor | None = None
     probes: dict[str, Probe] = field(default_factory=dict)
+    merged: Tensor | None = None
 
 
 @dataclass

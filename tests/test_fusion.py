@@ -119,6 +119,15 @@ def test_batch_of_n_equals_n_of_one_in_eval_mode():
         torch.testing.assert_close(grounder(one, names)[0], whole[i], atol=1e-5, rtol=1e-5)
 
 
+def test_features_that_were_read_answer_for_any_names():
+    grounder = small().eval()
+    features, entities = batch(grounder.feature_spec)
+    read = grounder.read(features)
+    assert read.merged.shape[1] == sum(SIZES["widths"]) and features.merged is None
+    for names in (entities, batch(grounder.feature_spec, names=4)[1]):
+        assert torch.equal(grounder(read, names), grounder(features, names))
+
+
 def test_padding_changes_nothing():
     grounder = small().eval()
     features, entities = batch(grounder.feature_spec)

@@ -72,6 +72,19 @@ def test_logits_at_image_size_and_gradients_everywhere(steps, branches):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in grounder.parameters())
 
 
+def test_features_that_were_read_answer_for_any_names():
+    grounder = small(spec()).eval()
+    features, entities = batch(spec())
+    read = grounder.read(features)
+    for names in (entities, batch(spec(), names=4)[1]):
+        logits = grounder(features, names)
+        assert torch.equal(grounder(read, names), logits)
+        present = grounder.presence(features, names, logits)
+        assert torch.equal(grounder.presence(read, names, logits), present)
+    grounder(read, entities).sum().backward()
+    assert grounder.merge.convs[0].weight.grad.abs().sum() > 0
+
+
 @torch.no_grad()
 def test_batch_of_n_equals_n_of_one_and_padding_changes_nothing():
     of = spec()

@@ -40,6 +40,14 @@ class Grounder(nn.Module, ABC):
         self.feature_spec = feature_spec
         self.text_width = text_width
 
+    def read(self, features: Features) -> Features:
+        """Do once what does not depend on names, so that `forward` can be asked for many lists.
+
+        Returns:
+            Features for `forward` and `presence` of this very grounder, as it is now.
+        """
+        return features
+
     @abstractmethod
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, h, w)`` (any h, w; sigmoid gives probabilities).

@@ -8,6 +8,7 @@ the dot product with the mask embeddings comes before the upsampling to image si
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial, reduce
 
 import torch
@@ -163,6 +164,10 @@ class FusionGrounder(Grounder):
             nn.Linear(hidden, self.width),
         )
 
+    def read(self, features: Features) -> Features:
+        """Merge the taps."""
+        return replace(features, merged=self.pyramid(features))
+
     def pyramid(self, features: Features) -> Tensor:
         """Merge the taps into one map ``(B, sum of widths, h, w)`` of the finest group's size."""
         check_features(self.feature_spec, features)
@@ -204,7 +209,7 @@ class FusionGrounder(Grounder):
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, H, W)`` at image size."""
-        pyramid = self.pyramid(features)
+        pyramid = self.pyramid(features) if features.merged is None else features.merged
         embeddings = self.embeddings(self.tokens(pyramid), entities)
         logits = torch.einsum("bchw,bkc->bkhw", pyramid, embeddings)
         height, width = pyramid.shape[2:]

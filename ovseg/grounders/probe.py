@@ -10,6 +10,7 @@ head, and for any name), and the likeness of pixels to the region that a first m
 
 from __future__ import annotations
 
+from dataclasses import replace
 from math import gcd
 
 import torch
@@ -142,6 +143,10 @@ class ProbeGrounder(Grounder):
             self.second = nn.Sequential(nn.Conv2d(known, hidden, 1), Block(hidden))
             self.second_mask = nn.Conv2d(hidden, 1, 1)
 
+    def read(self, features: Features) -> Features:
+        """Merge the taps."""
+        return replace(features, merged=self.pixels(features))
+
     def pixels(self, features: Features) -> Tensor:
         """Merge the taps into one map ``(B, sum of widths, h, w)`` of the finest one's size."""
         check_features(self.feature_spec, features)
@@ -192,7 +197,7 @@ class ProbeGrounder(Grounder):
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, H, W)`` at image size."""
-        pixels = self.pixels(features)
+        pixels = self.pixels(features) if features.merged is None else features.merged
         batch, count = entities.valid.shape
         size = tuple(pixels.shape[2:])
         known = [pixels[:, None].expand(-1, count, -1, -1, -1)]

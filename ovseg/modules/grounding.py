@@ -123,6 +123,7 @@ class GroundingModule(ScoredModule):
             entities = with_negatives(entities, self.negatives)
             found = torch.cat([found, entities.valid[:, names:]], dim=1)
         targets, pixels = entity_targets(batch.labels, entities.class_ids)
+        batch = batch.replace(features=self.grounder.read(batch.features))
         logits = self.grounder(batch.features, entities)
         loss = grounding_loss(logits, targets, pixels, found, self.dice)
         if self.grounder.learns_presence:
@@ -166,6 +167,7 @@ class GroundingModule(ScoredModule):
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream, and its controls."""
         scores, entities = self.scores["test"][dataloader_idx], batch.entities
+        batch = batch.replace(features=self.grounder.read(batch.features))
         logits = self.grounder(batch.features, entities)
         scores.update(_at_size(logits, batch), batch, self.grounder.threshold)
         scores.update_controls(batch)
