@@ -90,6 +90,7 @@ QUESTIONS = [
             ours("no_others", "names do not see each other's probes", others=False),
             ours("no_prototypes", "no second mask from prototypes", prototypes=False),
             ours("no_dropout", "name embedding never hidden in training", text_dropout=0.0),
+            ours("all_channels", "no channels of the map hidden in training", dropout=0.0),
             ours("wide", "coarse maps as wide as fine ones", widths=[112, 112, 112]),
             training("dice", "with Dice loss", dice=1.0),
             training("negatives", "with names that are not there, to be left empty", negatives=1),

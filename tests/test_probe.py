@@ -170,11 +170,22 @@ def test_presence_of_a_single_name_in_training():
 def test_text_is_hidden_in_training_only():
     of = spec()
     features, entities = batch(of)
-    grounder = small(of, text_dropout=0.999999)
+    grounder = small(of, text_dropout=0.999999, dropout=0.0)
     with torch.no_grad():
         hidden = grounder(features, entities)
         entities.text.mul_(1.0)
         assert not torch.allclose(hidden, grounder.eval()(features, entities))
+
+
+@torch.no_grad()
+def test_channels_are_hidden_in_training_only():
+    of = spec()
+    features, _ = batch(of)
+    grounder = small(of, dropout=0.5)
+    whole, hidden = grounder.eval().pixels(features), grounder.train().pixels(features)
+    gone = (hidden == 0).all(dim=(2, 3))  # whole channels, of each image its own
+    assert 0 < gone.sum() < gone.numel()
+    torch.testing.assert_close(hidden, torch.where(gone[:, :, None, None], 0.0, 2 * whole))
 
 
 @torch.no_grad()
@@ -210,7 +221,8 @@ def small_of(backbone: UNetBackbone) -> ProbeGrounder:
     [
         ({"widths": (0, 1)}, "sizes must be >= 1"),
         ({"widths": (1,)}, r"strides are \[8, 4\], got widths \[1\]"),
-        ({"text_dropout": 1.0}, r"text_dropout in \[0, 1\)"),
+        ({"text_dropout": 1.0}, r"dropout in \[0, 1\)"),
+        ({"dropout": -0.1}, r"dropout=-0.1"),
         ({"probes": False, "text": False}, "nothing tells one name from another"),
     ],
 )

@@ -15,7 +15,7 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, batch_norm, group_norm, relu
+from torch.nn.functional import adaptive_avg_pool2d, batch_norm, dropout2d, group_norm, relu
 
 from ovseg.grounders.base import Grounder, check_features
 from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
@@ -72,6 +72,8 @@ class ProbeGrounder(Grounder):
         evidence: Channels into which the probes are projected.
         products: Scalar products of pixels with a name or a prototype.
         text_dropout: Share of names that are hidden in training, so that the probes are learnt.
+        dropout: Share of the merged map's channels that are hidden in training, so that masks do
+            not hang on what single channels say of the seen classes.
         probes: Ask the backbone's cross-attention for the name; it must offer ``probes``.
         text: Compare pixels with the name's embedding.
         others: Show each name the mean evidence of the image's other names.
@@ -91,16 +93,19 @@ class ProbeGrounder(Grounder):
         evidence: int = 16,
         products: int = 8,
         text_dropout: float = 0.3,
+        dropout: float = 0.4,
         probes: bool = True,
         text: bool = True,
         others: bool = True,
         prototypes: bool = True,
     ) -> None:
         super().__init__(feature_spec, text_width)
-        if min(*widths, hidden, evidence, products) < 1 or not 0 <= text_dropout < 1:
+        shares = (text_dropout, dropout)
+        if min(*widths, hidden, evidence, products) < 1 or not all(0 <= p < 1 for p in shares):
             raise ValueError(
-                f"sizes must be >= 1 and text_dropout in [0, 1), got widths={list(widths)}, "
-                f"{hidden=}, {evidence=}, {products=}, {text_dropout=}"
+                f"sizes must be >= 1, text_dropout and dropout in [0, 1), got "
+                f"widths={list(widths)}, {hidden=}, {evidence=}, {products=}, {text_dropout=}, "
+                f"{dropout=}"
             )
         self.groups = groups_by_stride(feature_spec)
         strides = [feature_spec.taps[group[0]].stride for group in self.groups]
@@ -116,7 +121,7 @@ class ProbeGrounder(Grounder):
             )
         if not (probes or text):
             raise ValueError("probes and text are both off: nothing tells one name from another")
-        self.stride, self.text_dropout = strides[-1], text_dropout
+        self.stride, self.text_dropout, self.dropout = strides[-1], text_dropout, dropout
         per_map = feature_spec.steps * feature_spec.branches
         self.projections = nn.ModuleList(
             MultiscaleProjection([feature_spec.taps[tap].channels * per_map for tap in group], w)
@@ -155,7 +160,7 @@ class ProbeGrounder(Grounder):
             project([group_norm(features.maps[tap].flatten(1, 3), 1) for tap in group], size)
             for group, project in zip(self.groups, self.projections, strict=True)
         ]
-        return self.merge(torch.cat(parts, dim=1))
+        return dropout2d(self.merge(torch.cat(parts, dim=1)), self.dropout, self.training)
 
     def evidence(self, features: Features, entities: Entities, size: tuple[int, int]) -> Tensor:
         """Ask the probes for each name: ``(B, K, C, *size)``, with the mean of the others."""
