@@ -29,6 +29,7 @@ from ovseg.backbones.text import embed_in_prompt, embed_name, encode, entity_pos
 from ovseg.structures import DiffusionSample, Features, FeatureSpec, Request
 
 _DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+_DTYPES["auto"] = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
 
 
 class UNetBackbone(DiffusionBackbone):
@@ -53,7 +54,8 @@ class UNetBackbone(DiffusionBackbone):
         template: Sentence in which a name is embedded.
         names_in: Where a name is embedded: in a "sentence" of its own, or in the image's "prompt"
             if it stands there.
-        dtype: "float32", "float16" or "bfloat16".
+        dtype: "float32", "float16", "bfloat16", or "auto": bfloat16 where the processor computes
+            in it, else float32.
         revision: Commit, branch or tag on the Hub.
         variant: Variant of the weight files, e.g. "fp16".
         local_files_only: Never ask the Hub.
@@ -154,6 +156,7 @@ class UNetBackbone(DiffusionBackbone):
             "timesteps": [round(float(t), 3) for t in self.timesteps],
             "scheduler": type(self._schedule(torch.device("cpu"))).__name__,
             "image_size": self.image_size,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "digest": self.digest,
         }
 

@@ -32,8 +32,9 @@ VERSION = "1.0"
 """Of the shipped world. Another noun, text encoder, autoencoder, U-Net or annotator: a new one."""
 
 SAMPLER = {
-    "steps": 6,
-    "guidance_scale": 3.5,
+    "dtype": "auto",
+    "steps": 8,
+    "guidance_scale": 3.0,
     "scheduler": {"class_path": "diffusers.UniPCMultistepScheduler"},
 }
 """How the shipped configs sample."""
