@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch.nn.functional import interpolate
 
-from ovseg.backbones.attention import AttentionCapture, ProbeRecorder, measure_probes
+from ovseg.backbones.attention import AttentionCapture, ProbeRecorder
 from ovseg.backbones.files import PipelineFiles
+from ovseg.backbones.unet import UNetConfig
 
 
 @pytest.fixture
@@ -98,9 +99,9 @@ def test_a_probe_asked_for_a_token_of_the_prompt_gives_its_log_probability(unet)
     torch.testing.assert_close(odds[:, 0], expected, atol=1e-5, rtol=1e-4)
 
 
-def test_probes_are_measured_without_weights_and_in_network_order(unet):
-    config = {**unet.config, "_class_name": "UNet2DConditionModel"}
-    specs = measure_probes(config, ["up_blocks.1", "down_blocks.0"], 16, 64)
+def test_probes_are_measured_without_weights_and_in_network_order(unet, tiny_pipeline):
+    config = UNetConfig(PipelineFiles(tiny_pipeline))
+    specs = config.measure(["mid_block"], ["up_blocks.1", "down_blocks.0"])[1]
     names = [n.split(".transformer")[0] for n in specs]
     assert names[0] == "down_blocks.0.attentions.0" and set(names[1:]) == {
         "up_blocks.1.attentions.0",
@@ -109,4 +110,4 @@ def test_probes_are_measured_without_weights_and_in_network_order(unet):
     assert [spec.stride for spec in specs.values()] == [4, 8, 8]
     assert {spec.channels for spec in specs.values()} == {unet.config.attention_head_dim}
     with pytest.raises(ValueError, match="no cross-attention in 'nowhere'"):
-        measure_probes(config, ["nowhere"], 16, 64)
+        config.measure(["mid_block"], ["nowhere"])

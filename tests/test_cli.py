@@ -207,7 +207,9 @@ def test_the_traceback_on_demand(stage, monkeypatch):
 def test_every_shipped_configuration_parses(path, stage, capfd):
     """A whole stage by itself; a layer or a part together with a stage."""
     content = yaml.safe_load(path.read_text(encoding="utf-8"))
-    if "class_path" in content:
+    if path.parent.name == "backbones":
+        layers = ["-c", stage, DATA + f"backbone={path}"]
+    elif "class_path" in content:
         layers = ["-c", stage, MODEL + f"segmenter={path}"]
     elif "class_path" in content.get("model", {}):  # a whole stage, no layer
         layers = ["-c", str(path)]

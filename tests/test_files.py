@@ -83,12 +83,15 @@ def test_pickled_weights_are_refused(copy):
 
 
 def test_a_model_of_another_kind(copy):
-    from ovseg.backbones.config import UNetConfig
+    from ovseg.backbones.mmdit import MMDiTConfig
+    from ovseg.backbones.unet import UNetConfig
 
+    with pytest.raises(ValueError, match="is a StableDiffusionPipeline; MMDiTBackbone takes"):
+        MMDiTConfig(PipelineFiles(str(copy))).denoiser  # noqa: B018
     index = json.loads((copy / "model_index.json").read_text())
-    index |= {"_class_name": "StableDiffusionXLPipeline", "text_encoder_2": ["transformers", "X"]}
+    index |= {"_class_name": "FluxPipeline", "unet": [None, None]}
     (copy / "model_index.json").write_text(json.dumps(index))
-    with pytest.raises(ValueError, match="is a StableDiffusionXLPipeline; UNetBackbone takes"):
+    with pytest.raises(ValueError, match="is a FluxPipeline; UNetBackbone takes"):
         UNetConfig(PipelineFiles(str(copy))).image_size  # noqa: B018
 
 
@@ -109,7 +112,7 @@ def test_the_hub_is_asked_for_single_files(tiny_pipeline, tmp_path, monkeypatch)
     monkeypatch.setattr(huggingface_hub, "hf_hub_download", download)
     files = PipelineFiles("owner/model", revision="main", local_files_only=True)
     assert files.commit == "abc123" and files.licence == "openrail"
-    assert asked[0] == ("owner/model", "unet/config.json", "main", True)
+    assert asked[0] == ("owner/model", "model_index.json", "main", True)
     other = PipelineFiles("owner/other", revision="main", local_files_only=True)
     assert files.digest != other.digest
     with pytest.raises(FileNotFoundError, match="cannot get x.json .* from the Hub: 404 x.json$"):

@@ -4,35 +4,16 @@ from __future__ import annotations
 
 import pytest
 import torch
+from geometries import geometry
 from torch import nn
 
-from ovseg.backbones.taps import SD1_TAPS, TapRecorder, measure_taps, split_branches
+from ovseg.backbones.taps import SD1_TAPS, TapRecorder, split_branches
 
-# unet/config.json of Stable Diffusion 1.5, without what only repeats a default
-SD15 = {
-    "_class_name": "UNet2DConditionModel",
-    "act_fn": "silu",
-    "attention_head_dim": 8,
-    "block_out_channels": [320, 640, 1280, 1280],
-    "center_input_sample": False,
-    "cross_attention_dim": 768,
-    "down_block_types": ["CrossAttnDownBlock2D"] * 3 + ["DownBlock2D"],
-    "downsample_padding": 1,
-    "flip_sin_to_cos": True,
-    "freq_shift": 0,
-    "in_channels": 4,
-    "layers_per_block": 2,
-    "mid_block_scale_factor": 1,
-    "norm_eps": 1e-05,
-    "norm_num_groups": 32,
-    "out_channels": 4,
-    "sample_size": 64,
-    "up_block_types": ["UpBlock2D"] + ["CrossAttnUpBlock2D"] * 3,
-}
+SD15 = geometry("sd15")
 
 
 def test_the_papers_channel_table_at_stable_diffusion_1_5():
-    spec = measure_taps(SD15, SD1_TAPS, 64, 512)
+    spec, _ = SD15.measure(SD1_TAPS)
     assert len(SD1_TAPS) == 25 and list(spec) == list(SD1_TAPS)  # named in network order
     table = {
         stride: [t.channels for t in spec.values() if t.stride == stride]
@@ -49,9 +30,9 @@ def test_the_papers_channel_table_at_stable_diffusion_1_5():
 
 def test_a_tap_that_does_not_exist_or_is_no_map():
     with pytest.raises(ValueError, match=r"no block 'down_blocks.9' to tap.*mid_block"):
-        measure_taps(SD15, ["conv_in", "down_blocks.9"], 64, 512)
+        SD15.measure(["conv_in", "down_blocks.9"])
     with pytest.raises(ValueError, match=r"'time_embedding' is no feature map.*\(1, 1280\)"):
-        measure_taps(SD15, ["time_embedding"], 64, 512)
+        SD15.measure(["time_embedding"])
 
 
 class Toy(nn.Module):

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from ovseg.backbones.text import embed_name, encode, entity_positions, positions_of, tokens_of
+from ovseg.backbones.encoders import ClipText, NameEmbeddings
+from ovseg.backbones.files import PipelineFiles
+from ovseg.backbones.text import entity_positions, positions_of, tokens_of
 from ovseg.structures import Entity, Request
 
 
@@ -14,13 +16,6 @@ def tokenizer(tiny_pipeline):
     from transformers import CLIPTokenizer
 
     return CLIPTokenizer.from_pretrained(tiny_pipeline, subfolder="tokenizer")
-
-
-@pytest.fixture(scope="module")
-def encoder(tiny_pipeline):
-    from ovseg.backbones.files import PipelineFiles
-
-    return PipelineFiles(tiny_pipeline).load("text_encoder", torch.float32).eval()
 
 
 class Slow:
@@ -112,14 +107,15 @@ def test_entities_that_are_not_in_the_prompt_have_no_positions(tokenizer):
     assert entity_positions(tokenizer, request) == [[], [2]]
 
 
-def test_embedding_is_the_mean_over_the_names_tokens(tokenizer, encoder):
-    cpu = torch.device("cpu")
+def test_embedding_is_the_mean_over_the_names_tokens(tiny_pipeline):
+    text = ClipText(PipelineFiles(tiny_pipeline), torch.float32)
+    embed = NameEmbeddings("a photograph of a {name}", "sentence")
+    request = Request(0, 0, "", (Entity(1, "potted plant"), Entity(2, "plant")))
     with torch.no_grad():
-        hidden = encode(tokenizer, encoder, ["a photograph of a potted plant"], cpu)[0]
-        name = embed_name(tokenizer, encoder, "potted plant", "a photograph of a {name}", cpu)
+        hidden = text.encode(["a photograph of a potted plant"]).states[0]
+        name, other = embed.of(text, request)
     assert hidden.shape == (32, 32)
-    end = len(tokenizer("a photograph of a potted plant")["input_ids"]) - 1
+    end = len(text.tokenizer("a photograph of a potted plant")["input_ids"]) - 1
     # <start> a photograph of a = 0..4
     torch.testing.assert_close(name, hidden[5:end].mean(0), atol=1e-6, rtol=0)
-    other = embed_name(tokenizer, encoder, "plant", "a photograph of a {name}", cpu)
     assert (name - other).abs().max() > 0.1

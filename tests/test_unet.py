@@ -210,10 +210,10 @@ def test_a_sample_depends_on_its_seed_alone(backbone, sample):
 def test_names_embedded_in_the_prompt_itself(tiny_pipeline, backbone):
     inside = UNetBackbone(tiny_pipeline, TAPS, steps=4, tap_steps=(1, 3), names_in="prompt")
     text = inside.embed(REQUESTS)
-    tokens = inside.tokenizer(REQUESTS[0].prompt)["input_ids"]
-    house = tokens.index(inside.tokenizer("house")["input_ids"][1])
-    padded = inside.tokenizer([REQUESTS[0].prompt], padding="max_length", return_tensors="pt")
-    states = inside.text_encoder(padded["input_ids"]).last_hidden_state[0]
+    tokenizer, encoder = inside.text.tokenizer, inside.text.encoders["text_encoder"]
+    house = tokenizer(REQUESTS[0].prompt)["input_ids"].index(tokenizer("house")["input_ids"][1])
+    padded = tokenizer([REQUESTS[0].prompt], padding="max_length", return_tensors="pt")
+    states = encoder(padded["input_ids"]).last_hidden_state[0]
     torch.testing.assert_close(text[0, 0], states[house])
     assert not torch.allclose(text[0], backbone.embed(REQUESTS)[0], atol=1e-3)
     assert not text[1, 1].any()  # padding

@@ -9,12 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from math import isqrt
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
-from ovseg.backbones.taps import meta_network
+from ovseg.backbones.taps import Meta
 from ovseg.structures import Probe, TapSpec
 
 
@@ -30,10 +31,13 @@ class _Watch:
         hidden_states: Tensor,
         encoder_hidden_states: Tensor | None = None,
         attention_mask: Tensor | None = None,
+        image_rotary_emb: tuple[Tensor, Tensor] | None = None,
         **kwargs,
     ) -> Tensor:
+        if image_rotary_emb is not None:  # FLUX alone has it, and asks for it by this name
+            kwargs["image_rotary_emb"] = image_rotary_emb
         if self.watcher.active and encoder_hidden_states is not None:
-            self.watcher.add(self.name, attn, hidden_states, encoder_hidden_states)
+            self.watcher.add(self.name, attn, hidden_states, encoder_hidden_states, **kwargs)
         return self.inner(
             attn,
             hidden_states,
@@ -60,8 +64,9 @@ def cross_attention(network: nn.Module, layers: Sequence[str]) -> dict[str, nn.M
     return chosen
 
 
-def _watch(network: nn.Module, layers: Sequence[str], watcher) -> None:
-    for name, module in cross_attention(network, layers).items():
+def watch(modules: dict[str, nn.Module], watcher) -> None:
+    """Show a watcher every call of attention modules."""
+    for name, module in modules.items():
         module.set_processor(_Watch(module.processor, name, watcher))
 
 
@@ -77,8 +82,10 @@ class AttentionCapture:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
-        _watch(network, layers, self)
+        watch(self.find(network, layers), self)
         self.weights: Tensor | None = None
+
+    find = staticmethod(cross_attention)
 
     @property
     def active(self) -> bool:
@@ -100,14 +107,17 @@ class AttentionCapture:
         finally:
             self.weights = None
 
-    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
-        """Add one layer of one call; the conditional samples are the last B of the batch."""
-        batch = len(self._tokens)
-        hidden, text = hidden[-batch:], text[-batch:]
+    def scores(self, attn: nn.Module, hidden: Tensor, text: Tensor, **_: Any) -> Tensor:
+        """Return how much each pixel looked at each token, ``(B, h * w, T)``, mean over heads."""
         query = attn.head_to_batch_dim(attn.to_q(hidden))
         key = attn.head_to_batch_dim(attn.to_k(text))
         scores = attn.get_attention_scores(query, key).float()
-        scores = scores.unflatten(0, (batch, -1)).mean(dim=1)  # (B, h * w, T), mean over heads
+        return scores.unflatten(0, (len(hidden), -1)).mean(dim=1)
+
+    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor, **more: Any) -> None:
+        """Add one layer of one call; the conditional samples are the last B of the batch."""
+        batch = len(self._tokens)
+        scores = self.scores(attn, hidden[-batch:], text[-batch:], **more)
         if self.weights.shape[2] != scores.shape[2]:
             self.weights = self._weights(scores)
         maps = (scores @ self.weights.mT).mT  # (B, K, h * w)
@@ -146,7 +156,7 @@ class ProbeRecorder:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
-        _watch(network, layers, self)
+        watch(cross_attention(network, layers), self)
         self._probes: dict[str, Probe] = {}
         self._batch = 0
 
@@ -168,7 +178,7 @@ class ProbeRecorder:
         finally:
             self._batch = 0
 
-    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor) -> None:
+    def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor, **_: Any) -> None:
         """Keep one layer of one call."""
         hidden, text = hidden[-self._batch :], text[-self._batch :]
         query, key = (
@@ -196,20 +206,13 @@ def stack_probes(calls: Sequence[dict[str, Probe]]) -> dict[str, Probe]:
     }
 
 
-def measure_probes(
-    config: dict, layers: Sequence[str], latent_size: int, image_size: int
-) -> dict[str, TapSpec]:
+def measure_probes(meta: Meta, recorder: ProbeRecorder, image_size: int) -> dict[str, TapSpec]:
     """Find heads and stride of each cross-attention layer without weights; see `measure_taps`.
 
     Returns:
         ``{attn2 module: TapSpec(heads, stride)}`` in network order.
-
-    Raises:
-        ValueError: See `cross_attention`.
     """
-    network, run = meta_network(config, latent_size)
-    recorder = ProbeRecorder(network, layers)
     with recorder.recording(1) as probes:
-        run()
+        meta[1]()
     shapes = {name: probe.queries.shape for name, probe in probes.items()}
     return {name: TapSpec(shape[2], image_size // shape[-1]) for name, shape in shapes.items()}

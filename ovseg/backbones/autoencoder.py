@@ -8,14 +8,20 @@ from torch import Tensor, nn
 
 def decode_images(vae: nn.Module, latents: Tensor) -> Tensor:
     """Decode clean latents ``(B, C, h, w)`` to images ``(B, 3, H, W)`` uint8 RGB."""
-    images = vae.decode(latents / vae.config.scaling_factor, return_dict=False)[0]
+    latents = (latents / vae.config.scaling_factor + _shift(vae)).to(vae.dtype)
+    images = vae.decode(latents, return_dict=False)[0]
     return ((images * 0.5 + 0.5).clamp(0, 1).float() * 255).round().to(torch.uint8)
 
 
 def encode_images(vae: nn.Module, images: Tensor, dtype: torch.dtype) -> Tensor:
     """Encode images ``(B, 3, H, W)`` uint8 RGB to clean latents, the mode of the posterior."""
-    pixels = (images.float() / 255 * 2 - 1).to(dtype)
-    return vae.encode(pixels).latent_dist.mode() * vae.config.scaling_factor
+    pixels = (images.float() / 255 * 2 - 1).to(vae.dtype)
+    latents = vae.encode(pixels).latent_dist.mode()
+    return ((latents - _shift(vae)) * vae.config.scaling_factor).to(dtype)
+
+
+def _shift(vae: nn.Module) -> float:
+    return getattr(vae.config, "shift_factor", None) or 0.0
 
 
 def check_images(images: Tensor, batch: int, size: int) -> None:

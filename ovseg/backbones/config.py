@@ -1,41 +1,44 @@
-"""What the configuration files of a U-Net pipeline say, read without loading weights."""
+"""What the configuration files of a pipeline say, read without loading weights."""
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from functools import cached_property
+from typing import Any
 
-from ovseg.backbones.attention import measure_probes
-from ovseg.backbones.files import PipelineFiles, quiet
-from ovseg.backbones.taps import measure_taps
+from ovseg.backbones.files import PipelineFiles
 from ovseg.structures import TapSpec
 
 
-class UNetConfig:
-    """Sizes of a diffusers pipeline with a U-Net and one text encoder.
+class PipelineConfig(ABC):
+    """Sizes of a diffusers pipeline.
 
     Args:
         files: The pipeline's files.
         image_size: Height and width of the images; None for the size the model was made for.
     """
 
+    PART: str
+    """Folder of the denoiser."""
+
+    KINDS: str
+    """What the backbone takes, for messages."""
+
     def __init__(self, files: PipelineFiles, image_size: int | None = None) -> None:
         self.files, self._chosen_size = files, image_size
 
     @cached_property
-    def unet(self) -> dict:
-        """The U-Net's ``config.json``.
+    def denoiser(self) -> dict:
+        """The denoiser's ``config.json``.
 
         Raises:
             ValueError: If the pipeline is of another kind.
         """
-        index = self.files.config("model_index.json")
-        if "unet" not in index or "text_encoder_2" in index:
-            raise ValueError(
-                f"the model {self.files.model!r} is a {index.get('_class_name')}; UNetBackbone "
-                "takes pipelines with a U-Net and one text encoder (Stable Diffusion 1 and 2)"
-            )
-        return self.files.config("unet/config.json")
+        if not self.files.has(self.PART):
+            kind = self.files.index.get("_class_name")
+            raise ValueError(f"the model {self.files.model!r} is a {kind}; {self.KINDS}")
+        return self.files.config(f"{self.PART}/config.json")
 
     @cached_property
     def scheduler(self) -> dict:
@@ -43,27 +46,45 @@ class UNetConfig:
         return self.files.config("scheduler/scheduler_config.json")
 
     @cached_property
+    def vae(self) -> dict:
+        """The autoencoder's ``config.json``."""
+        return self.files.config("vae/config.json")
+
+    def width_of(self, encoder: str) -> int:
+        """Return the width of a text encoder's states."""
+        config = self.files.config(f"{encoder}/config.json")
+        return config["hidden_size"] if "hidden_size" in config else config["d_model"]
+
+    @property
+    @abstractmethod
     def text_width(self) -> int:
-        """Width of the text encoder's last hidden state."""
-        return self.files.config("text_encoder/config.json")["hidden_size"]
+        """Width of the states that names are embedded by."""
+
+    @property
+    @abstractmethod
+    def own_size(self) -> int:
+        """Height and width of the images that the model was made for."""
+
+    @property
+    def grain(self) -> int:
+        """What image sizes must be a multiple of."""
+        return self.stride
 
     @cached_property
     def stride(self) -> int:
         """Image pixels per latent pixel."""
-        return 2 ** (len(self.files.config("vae/config.json")["block_out_channels"]) - 1)
+        return 2 ** (len(self.vae["block_out_channels"]) - 1)
 
     @cached_property
     def image_size(self) -> int:
         """Height and width of the images.
 
         Raises:
-            ValueError: If the size asked for is no multiple of the stride.
+            ValueError: If the size asked for is no multiple of the grain.
         """
-        own = self.unet["sample_size"]
-        own = (own if isinstance(own, int) else own[0]) * self.stride
-        size = own if self._chosen_size is None else self._chosen_size
-        if size < 1 or size % self.stride:
-            raise ValueError(f"image_size must be a positive multiple of {self.stride}, got {size}")
+        size = self.own_size if self._chosen_size is None else self._chosen_size
+        if size < 1 or size % self.grain:
+            raise ValueError(f"image_size must be a positive multiple of {self.grain}, got {size}")
         return size
 
     @property
@@ -71,14 +92,29 @@ class UNetConfig:
         """Height and width of the latents."""
         return self.image_size // self.stride
 
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """``(C, h, w)`` of one latent."""
+        channels = self.vae.get("latent_channels", 4)
+        return channels, self.latent_size, self.latent_size
+
+    def course(self, steps: int, scheduler: Any) -> dict:
+        """Return what a scheduler of this configuration is told of the timesteps."""
+        return {"num_inference_steps": steps}
+
+    @property
+    def embeds_guidance(self) -> bool:
+        """Whether the guidance scale is an input: such a model has no unconditional branch."""
+        return False
+
+    @abstractmethod
     def measure(
         self, taps: Sequence[str], probes: Sequence[str] = ()
     ) -> tuple[dict[str, TapSpec], dict[str, TapSpec]]:
         """Return channels and stride of each tap, and heads and stride of each probe.
 
-        Both in network order; see `measure_taps` and `measure_probes`.
+        Both in network order, found by running the denoiser without weights or data.
+
+        Raises:
+            ValueError: If one does not exist, or is no feature map.
         """
-        sizes = (self.latent_size, self.image_size)
-        with quiet():
-            found = measure_taps(self.unet, taps, *sizes)
-            return found, measure_probes(self.unet, probes, *sizes) if probes else {}

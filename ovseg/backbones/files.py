@@ -20,6 +20,11 @@ _WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 s
 _CHUNK = 1 << 20
 
 
+PARTS = ("unet", "text_encoder", "tokenizer", "vae", "transformer")
+PARTS += ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
+"""What decides images and features."""
+
+
 class PipelineFiles:
     """Where the parts of a diffusers pipeline lie.
 
@@ -101,11 +106,20 @@ class PipelineFiles:
         return data
 
     @cached_property
+    def index(self) -> dict:
+        """``model_index.json``: class and library of each part."""
+        return self.config("model_index.json")
+
+    def has(self, part: str) -> bool:
+        """Say whether the pipeline has a part, e.g. "text_encoder_2"."""
+        return any(self.index.get(part) or ())
+
+    @cached_property
     def commit(self) -> str | None:
         """The Hub commit that `revision` stands for; None for a folder."""
         if self.folder is not None:
             return None
-        parts = self.path("unet/config.json").parts
+        parts = self.path("model_index.json").parts
         if "snapshots" in parts:
             return parts[parts.index("snapshots") + 1]
         return self.revision
@@ -128,7 +142,7 @@ class PipelineFiles:
         if self.folder is None:
             return hashlib.sha256(f"{self.model}@{self.commit}".encode()).hexdigest()
         total = hashlib.sha256()
-        for part in ("unet", "text_encoder", "tokenizer", "vae"):
+        for part in filter(self.has, PARTS):
             for path in sorted((self.folder / part).iterdir()):
                 if self._counts(path):
                     total.update(f"{part}/{path.name}".encode())
@@ -149,7 +163,7 @@ class PipelineFiles:
         Raises:
             ValueError: If the part is missing, or its class or files cannot be loaded.
         """
-        library, name = self.config("model_index.json").get(part) or (None, None)
+        library, name = self.index.get(part) or (None, None)
         if library not in {"diffusers", "transformers"}:
             raise ValueError(
                 f"the model {self.model!r} has no {part} of diffusers or transformers, but {name}"

@@ -1,17 +1,20 @@
-"""All that is read from a U-Net on its way: tapped maps, probes, cross-attention."""
+"""All that is read from a denoiser on its way: tapped maps, probes, cross-attention."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovseg.backbones.attention import AttentionCapture, ProbeRecorder, stack_probes
 from ovseg.backbones.taps import TapRecorder, split_branches
 from ovseg.structures import Features, FeatureSpec, Probe
+
+Call = Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+"""Denoise: ``(N, C, h, w)``, a scalar timestep and the condition of N samples."""
 
 
 class Reading(NamedTuple):
@@ -22,22 +25,26 @@ class Reading(NamedTuple):
 
 
 class FeatureReader:
-    """Call a U-Net and read from it.
+    """Call a denoiser and read from it.
 
     Args:
-        network: A U-Net of diffusers, not compiled yet.
+        denoise: Calls it.
         spec: What to read.
-        attention: Modules whose cross-attention is averaged; may be empty.
-
-    Raises:
-        ValueError: If a module does not exist.
+        taps: Hooks on the denoiser.
+        probes: Probes on the denoiser, or None.
+        capture: Averages cross-attention, or None.
     """
 
-    def __init__(self, network: nn.Module, spec: FeatureSpec, attention: Sequence[str]) -> None:
-        self.network, self.spec = network, spec
-        self._taps = TapRecorder(network, list(spec.taps))
-        self._probes = ProbeRecorder(network, list(spec.probes))
-        self._capture = AttentionCapture(network, attention) if attention else None
+    def __init__(
+        self,
+        denoise: Call,
+        spec: FeatureSpec,
+        taps: TapRecorder,
+        probes: ProbeRecorder | None = None,
+        capture: AttentionCapture | None = None,
+    ) -> None:
+        self._denoise, self.spec = denoise, spec
+        self._taps, self._probes, self._capture = taps, probes, capture
 
     def watching(
         self, tokens: Sequence[Sequence[Sequence[int]]], size: int
@@ -45,21 +52,17 @@ class FeatureReader:
         """Average cross-attention while the context lasts; see `AttentionCapture.watching`."""
         return self._capture.watching(tokens, size) if self._capture else nullcontext()
 
-    def call(self, latents: Tensor, timestep: Tensor, text: Tensor, branches: int) -> Tensor:
-        """Return the U-Net's output for all guidance branches of ``latents (B, C, h, w)``."""
-        return self.network(
-            torch.cat([latents] * branches),
-            timestep,
-            encoder_hidden_states=text,
-            return_dict=False,
-        )[0]
+    def call(self, latents: Tensor, timestep: Tensor, condition: dict, branches: int) -> Tensor:
+        """Return the output for all guidance branches of ``latents (B, C, h, w)``."""
+        return self._denoise(torch.cat([latents] * branches), timestep, condition)
 
     def read(
-        self, latents: Tensor, timestep: Tensor, text: Tensor, branches: int
+        self, latents: Tensor, timestep: Tensor, condition: dict, branches: int
     ) -> tuple[Tensor, Reading]:
         """Do a tapped call; return the output and what it showed."""
-        with self._taps.recording() as outputs, self._probes.recording(len(latents)) as probes:
-            output = self.call(latents, timestep, text, branches)
+        probing = self._probes.recording(len(latents)) if self._probes else nullcontext({})
+        with self._taps.recording() as outputs, probing as probes:
+            output = self.call(latents, timestep, condition, branches)
         kept = self.spec.branches
         return output, Reading(
             {name: split_branches(o, branches, kept) for name, o in outputs.items()},

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pkgutil import resolve_name
 from typing import Any
 
@@ -15,7 +15,11 @@ from ovseg.backbones.files import quiet
 
 
 def build_scheduler(
-    config: dict, chosen: dict | None, steps: int, device: torch.device | str = "cpu"
+    config: dict,
+    chosen: dict | None,
+    steps: int,
+    device: torch.device | str = "cpu",
+    course: Callable[[Any], dict] | None = None,
 ) -> Any:
     """Build a scheduler of diffusers with its timesteps set.
 
@@ -25,6 +29,8 @@ def build_scheduler(
             None for the model's own. The arguments override those of the model.
         steps: Sampling steps.
         device: Where its timesteps lie.
+        course: Returns what `set_timesteps` is told instead of ``steps``, from the scheduler's
+            configuration.
 
     Raises:
         ValueError: If there is no such class, or it does not accept an argument.
@@ -50,7 +56,8 @@ def build_scheduler(
         # EulerDiscreteScheduler hands tensors to numpy in a way that numpy 2 deprecates
         warnings.simplefilter("ignore", DeprecationWarning)
         scheduler = kind.from_config(config, **options)
-        scheduler.set_timesteps(steps, device=device)
+        told = course(scheduler.config) if course else {"num_inference_steps": steps}
+        scheduler.set_timesteps(**told, device=device)
     return scheduler
 
 

@@ -1,4 +1,4 @@
-"""Reading what passes through a U-Net: which modules can be tapped, and hooks that tap them."""
+"""Reading what passes through a denoiser: which modules can be tapped, and hooks that tap them."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
+from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from ovseg.structures import TapSpec
@@ -36,12 +36,19 @@ blocks) under diffusers' module names: the features of Li et al., ICCV 2023 (arX
 _BLOCK = re.compile(
     r"conv_in|conv_out|(mid_block|(down|up)_blocks\.\d+)"
     r"(\.(resnets|attentions|downsamplers|upsamplers)\.\d+)?"
+    r"|(single_)?transformer_blocks\.\d+"
 )
 
 
 def tappable(network: nn.Module) -> list[str]:
-    """Return the names of a U-Net's blocks and of the layers that they are made of."""
+    """Return the names of a denoiser's blocks and of the layers that they are made of."""
     return [name for name, _ in network.named_modules() if _BLOCK.fullmatch(name)]
+
+
+def first_output(output: Any) -> Tensor:
+    """Return the first thing that a U-Net's module has returned."""
+    output = getattr(output, "sample", output)
+    return output[0] if isinstance(output, tuple) else output
 
 
 class TapRecorder:
@@ -53,12 +60,18 @@ class TapRecorder:
     Args:
         network: The network, not compiled yet.
         names: Module names.
+        to_map: Turns a module's output into a map ``(B, C, h, w)``.
 
     Raises:
         ValueError: If the network has no module of that name; lists those it has.
     """
 
-    def __init__(self, network: nn.Module, names: Sequence[str]) -> None:
+    def __init__(
+        self,
+        network: nn.Module,
+        names: Sequence[str],
+        to_map: Callable[[Any], Tensor] = first_output,
+    ) -> None:
         modules = dict(network.named_modules())
         unknown = [name for name in names if name not in modules or not name]
         if unknown:
@@ -67,14 +80,14 @@ class TapRecorder:
                 f"it has {', '.join(tappable(network))}"
             )
         self.names = tuple(names)
+        self._to_map = to_map
         self._outputs: dict[str, Tensor] | None = None
         for name in self.names:
             modules[name].register_forward_hook(partial(self._keep, name))
 
     def _keep(self, name: str, module: nn.Module, args: tuple, output: object) -> None:
         if self._outputs is not None:
-            output = getattr(output, "sample", output)
-            self._outputs[name] = output[0] if isinstance(output, tuple) else output
+            self._outputs[name] = self._to_map(output)
 
     @contextmanager
     def recording(self) -> Iterator[dict[str, Tensor]]:
@@ -111,42 +124,25 @@ def split_branches(output: Tensor, run: int, kept: int) -> Tensor:
     return branches.transpose(0, 1).float()
 
 
-def meta_network(config: dict, latent_size: int) -> tuple[nn.Module, Callable[[], None]]:
-    """Build a U-Net of its ``config.json`` without weights; return it and what calls it once."""
-    import diffusers
-
-    with torch.device("meta"):
-        network = getattr(diffusers, config["_class_name"]).from_config(config)
-        latent = torch.empty(1, network.config.in_channels, latent_size, latent_size)
-        text = torch.empty(1, 1, network.config.cross_attention_dim)
-        time = torch.empty(1)
-
-    @torch.no_grad()
-    def run() -> None:
-        network(latent, time, encoder_hidden_states=text, return_dict=False)
-
-    return network, run
+Meta = tuple[nn.Module, Callable[[], None]]
+"""A denoiser without weights, and what calls it once."""
 
 
-def measure_taps(
-    config: dict, taps: Sequence[str], latent_size: int, image_size: int
-) -> dict[str, TapSpec]:
-    """Find channels and stride of each tap by running the U-Net without weights or data.
+def measure_taps(meta: Meta, recorder: TapRecorder, image_size: int) -> dict[str, TapSpec]:
+    """Find channels and stride of each tap by running a denoiser without weights or data.
 
     Args:
-        config: The U-Net's ``config.json``.
-        taps: Module names.
-        latent_size: Height and width of the latent.
+        meta: The denoiser.
+        recorder: Of the taps, on that denoiser.
         image_size: Height and width of the image.
 
     Returns:
         ``{tap: TapSpec}`` in network order.
 
     Raises:
-        ValueError: If a tap does not exist or its output is no feature map.
+        ValueError: If the output of a tap is no feature map.
     """
-    network, run = meta_network(config, latent_size)
-    recorder = TapRecorder(network, taps)
+    network, run = meta
     with recorder.recording() as outputs:
         run()
     return {name: _spec(network, name, out, image_size) for name, out in outputs.items()}

@@ -1,12 +1,8 @@
-"""From words to tokens to embeddings: where a name stands in a sentence, found by characters."""
+"""From words to tokens: where a name stands in a sentence, found by characters."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
-
-import torch
-from torch import Tensor, nn
 
 from ovseg.structures import Request
 
@@ -107,53 +103,3 @@ def entity_positions(tokenizer, request: Request) -> list[list[int]]:
         positions_of(tokenizer, request.prompt, e.span, e.name) if e.span[0] >= 0 else []
         for e in request.entities
     ]
-
-
-def encode(tokenizer, encoder: nn.Module, texts: Sequence[str], device: torch.device) -> Tensor:
-    """Return the last hidden states ``(B, T, D)`` of sentences padded to the full length."""
-    encoded = tokenizer(
-        list(texts),
-        padding="max_length",
-        max_length=tokenizer.model_max_length,
-        truncation=True,
-        return_tensors="pt",
-    )
-    mask = None
-    if getattr(encoder.config, "use_attention_mask", False):
-        mask = encoded.attention_mask.to(device)
-    return encoder(encoded.input_ids.to(device), attention_mask=mask)[0]
-
-
-def embed_name(
-    tokenizer, encoder: nn.Module, name: str, template: str, device: torch.device
-) -> Tensor:
-    """Embed a name as Li et al. do (arXiv 2301.05221, section 3.2).
-
-    The name stands in a sentence of its own; its embedding is the mean of the last hidden states
-    over its tokens alone. One sentence per call, so that the result depends on nothing else.
-
-    Returns:
-        ``(D,)`` float32.
-
-    Raises:
-        ValueError: See `positions_of`.
-    """
-    start = template.index("{name}")
-    text = template.replace("{name}", name)
-    positions = positions_of(tokenizer, text, (start, start + len(name)), name)
-    return encode(tokenizer, encoder, [text], device)[0, positions].float().mean(dim=0)
-
-
-def embed_in_prompt(
-    tokenizer, encoder: nn.Module, request: Request, device: torch.device
-) -> dict[int, Tensor]:
-    """Embed the names of a prompt where they stand in it, by the mean over each one's tokens.
-
-    Returns:
-        ``{place among the entities: (D,) float32}``, without those that are not in the prompt.
-    """
-    places = entity_positions(tokenizer, request)
-    if not any(places):
-        return {}
-    states = encode(tokenizer, encoder, [request.prompt], device)[0].float()
-    return {k: states[found].mean(dim=0) for k, found in enumerate(places) if found}

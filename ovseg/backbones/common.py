@@ -1,0 +1,179 @@
+"""What every pipeline of diffusers shares as a backbone: sampling, reading, encoding, embedding."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from ovseg.backbones.autoencoder import check_images, decode_images, encode_images
+from ovseg.backbones.configured import ConfiguredBackbone
+from ovseg.backbones.encoders import Encoded, TextEncoders
+from ovseg.backbones.placement import place
+from ovseg.backbones.reader import FeatureReader
+from ovseg.backbones.schedule import (
+    add_noise,
+    draw_noise,
+    guide,
+    scale_input,
+    take_step,
+    tapped_calls,
+)
+from ovseg.structures import DiffusionSample, Features, Request
+
+
+class DiffusersBackbone(ConfiguredBackbone):
+    """A frozen diffusers pipeline; see `ConfiguredBackbone` for its arguments.
+
+    Subclasses know one kind of denoiser.
+    """
+
+    TEXT: Callable[..., TextEncoders]
+    """Loads the text encoders of this kind of pipeline."""
+
+    _loaded = False
+
+    # What a kind of denoiser decides
+
+    @abstractmethod
+    def denoise(self, latents: Tensor, timestep: Tensor, condition: dict) -> Tensor:
+        """Call the denoiser on ``(N, C, h, w)``; the output has the same shape."""
+
+    @abstractmethod
+    def condition(self, text: Encoded) -> dict:
+        """Return the denoiser's other inputs for N encoded sentences."""
+
+    @abstractmethod
+    def reader(self) -> FeatureReader:
+        """Hook what is to be read onto the loaded denoiser."""
+
+    # Weights
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is, or will be once loaded."""
+        return self._anchor.device
+
+    def load(self) -> None:
+        if self._loaded:
+            return
+        self.feature_spec  # noqa: B018 - a tap that does not exist is told before weights are read
+        self.text = self.TEXT(self.files, self.dtype)
+        upcast = self.dtype == torch.float16 and self.config.vae.get("force_upcast")
+        self.vae = self.files.load("vae", torch.float32 if upcast else self.dtype)
+        if self.vae_tiling:
+            self.vae.enable_tiling()
+        self.denoiser = self.files.load(self.config.PART, self.dtype)
+        self._reader = self.reader()  # before compiling: hooks that come later never fire
+        if self.compile_options:
+            options = self.compile_options if isinstance(self.compile_options, dict) else {}
+            self.denoiser.compile(**options)
+        self.requires_grad_(False).eval()
+        place([*self.text.encoders.values(), self.denoiser, self.vae], self.device, self.offload)
+        self._loaded = True
+
+    def _apply(self, fn: Callable, recurse: bool = True) -> DiffusersBackbone:
+        """Move everything; parts that are offloaded move by themselves."""
+        return super()._apply(fn, recurse=recurse and not self.offload)
+
+    def train(self, mode: bool = True) -> DiffusersBackbone:
+        """Stay in eval mode whatever is asked for."""
+        return super().train(False)
+
+    # The contract
+
+    @torch.no_grad()
+    def sample(self, requests: Sequence[Request]) -> DiffusionSample:
+        requests, tokens = self._prepare(requests)
+        scale = 1.0 if self.config.embeds_guidance else self.guidance_scale
+        branches = 2 if self.both_branches or scale > 1 else 1
+        scheduler = self._schedule(self.device)
+        kept = tapped_calls(len(scheduler.timesteps), self.tap_steps)
+        inputs, readings = {}, {}
+        with self._own_precision(), self._reader.watching(tokens, self.config.latent_size):
+            told = self._encode(requests, branches)
+            generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+            latents = self._noise(generators) * getattr(scheduler, "init_noise_sigma", 1.0)
+            for call, timestep in enumerate(scheduler.timesteps):
+                entering = scale_input(scheduler, latents, timestep)
+                if call in kept:
+                    inputs[call] = entering.float()
+                    output, readings[call] = self._reader.read(entering, timestep, told, branches)
+                else:
+                    output = self._reader.call(entering, timestep, told, branches)
+                output = guide(output, len(requests), scale)
+                latents = take_step(scheduler, output, timestep, latents, generators)
+            images = decode_images(self.vae, latents)
+        features = self._reader.collect([readings[call] for call in kept])
+        stacked = torch.stack([inputs[call] for call in kept], dim=1)
+        entities = self.entities(requests)
+        return DiffusionSample(requests, images, stacked, self.timesteps, entities, features)
+
+    @torch.no_grad()
+    def features(self, latents: Tensor, timesteps: Tensor, requests: Sequence[Request]) -> Features:
+        requests, tokens = self._prepare(requests)
+        if latents.ndim != 5 or latents.shape[:2] != (len(requests), len(timesteps)):
+            raise ValueError(
+                f"latents must be (B, S, C, h, w) with B = {len(requests)} requests and S = "
+                f"{len(timesteps)} timesteps, got {tuple(latents.shape)}"
+            )
+        latents = latents.to(self.device, self.dtype)
+        branches = 1 + self.both_branches
+        with self._own_precision(), self._reader.watching(tokens, self.config.latent_size):
+            told = self._encode(requests, branches)
+            readings = [
+                self._reader.read(latents[:, step], timestep, told, branches)[1]
+                for step, timestep in enumerate(timesteps.to(self.device))
+            ]
+        return self._reader.collect(readings)
+
+    @torch.no_grad()
+    def encode_image(self, images: Tensor, requests: Sequence[Request]) -> Tensor:
+        requests, _ = self._prepare(requests)
+        check_images(images, len(requests), self.image_size)
+        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+        with self._own_precision():
+            clean = encode_images(self.vae, images.to(self.device), self.dtype)
+            noise = self._noise(generators)
+            noisy = [
+                add_noise(self._schedule(self.device), clean, noise, timestep)
+                for timestep in self.timesteps.to(self.device)
+            ]
+        return torch.stack(noisy, dim=1).float()
+
+    @torch.no_grad()
+    def embed(self, requests: Sequence[Request]) -> Tensor:
+        self.load()
+        width = max(1, *(len(request.entities) for request in requests))
+        text = torch.zeros(len(requests), width, self.text_width, device=self.device)
+        with self._own_precision():
+            for row, request in enumerate(requests):
+                for column, found in enumerate(self._names.of(self.text, request)):
+                    text[row, column] = found
+        return text
+
+    # Parts of the above
+
+    def _prepare(self, requests: Sequence[Request]) -> tuple[list[Request], list[list[list[int]]]]:
+        """Load the weights, and find each entity's tokens, which also checks the prompts."""
+        requests = list(requests)
+        if not requests:
+            raise ValueError("there must be at least one request")
+        self.load()
+        return requests, [self.text.positions(request) for request in requests]
+
+    def _own_precision(self) -> torch.autocast:
+        return torch.autocast(self.device.type, enabled=False)
+
+    def _encode(self, requests: list[Request], branches: int) -> dict:
+        """Return the condition of all branches, the unconditional one first."""
+        text = self.text.encode([request.prompt for request in requests])
+        if branches == 2:
+            other = self.text.without_text([request.negative_prompt for request in requests])
+            text = other.then(text)
+        return self.condition(text)
+
+    def _noise(self, generators: list[torch.Generator]) -> Tensor:
+        return draw_noise(self.config.latent_shape, generators, (self.device, self.dtype))
