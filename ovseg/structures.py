@@ -49,10 +49,14 @@ class Request(NamedTuple):
 
 
 class TapSpec(NamedTuple):
-    """Channels per guidance branch of a tapped map, or heads of a probe; stride in image pixels."""
+    """Channels per guidance branch of a tapped map, or heads of a probe; stride in image pixels.
+
+    Of a probe, ``width`` is that of each head's queries.
+    """
 
     channels: int
     stride: int
+    width: int = 0
 
 
 @dataclass(frozen=True)
@@ -63,7 +67,7 @@ class FeatureSpec:
         taps: ``{tap name: TapSpec}`` in network order.
         steps: S, number of tapped steps.
         branches: G, 1 (conditional only) or 2 (unconditional, conditional).
-        probes: ``{layer: TapSpec(heads, stride)}`` of the cross-attention layers to probe, in
+        probes: ``{layer: TapSpec(heads, stride, width)}`` of the cross-attention layers to probe, in
             network order.
     """
 
@@ -79,7 +83,7 @@ class FeatureSpec:
 
     def to_dict(self) -> dict:
         """Return a JSON-ready dict; ``FeatureSpec(**d)`` is the inverse."""
-        taps = {name: list(tap) for name, tap in self.taps.items()}
+        taps = {name: list(tap[:2]) for name, tap in self.taps.items()}
         probes = {name: list(probe) for name, probe in self.probes.items()}
         return {"taps": taps, "steps": self.steps, "branches": self.branches, "probes": probes}
 

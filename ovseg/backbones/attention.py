@@ -210,9 +210,11 @@ def measure_probes(meta: Meta, recorder: ProbeRecorder, image_size: int) -> dict
     """Find heads and stride of each cross-attention layer without weights; see `measure_taps`.
 
     Returns:
-        ``{attn2 module: TapSpec(heads, stride)}`` in network order.
+        ``{attn2 module: TapSpec(heads, stride, width)}`` in network order.
     """
     with recorder.recording(1) as probes:
         meta[1]()
     shapes = {name: probe.queries.shape for name, probe in probes.items()}
-    return {name: TapSpec(shape[2], image_size // shape[-1]) for name, shape in shapes.items()}
+    return {
+        name: TapSpec(shape[2], image_size // shape[-1], shape[3]) for name, shape in shapes.items()
+    }

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, dropout2d, group_norm, relu
 
 from ovseg.grounders.base import Grounder, check_features
+from ovseg.grounders.calibration import ProbeNorm
 from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
 from ovseg.structures import Entities, Features, FeatureSpec
 
-LIMIT, SCALE = 15.0, 3.0
-"""Log-odds are cut here and divided by this: networks like numbers of order one."""
+LIMIT = 8.0
+"""Where standardised answers of the probes are cut."""
 
 
 class Block(nn.Module):
@@ -58,8 +59,9 @@ class Likeness(nn.Module):
 class ProbeGrounder(Grounder):
     """A small convolutional network per name, over probes, features and pooled prototypes.
 
-    Whether a name is in the picture at all is told by a network of its own, from the probes inside
-    its mask, anywhere, and at their highest: it sees no embedding that it could learn by heart.
+    The probes' answers are standardised for each name (`ProbeNorm`), trained or not. Whether a name
+    is in the picture at all is told by a network of its own, from how much higher they are inside
+    its mask, and at their highest, than elsewhere: it sees no embedding to learn by heart.
 
     The switches are there for the ablation: each takes one source of information away.
 
@@ -130,10 +132,15 @@ class ProbeGrounder(Grounder):
         width = sum(widths)
         self.merge = Block(width)
         heads = [probe.channels * feature_spec.steps for probe in feature_spec.probes.values()]
+        if probes:
+            self.norms = nn.ModuleList(
+                ProbeNorm(feature_spec.steps, probe.channels, probe.width)
+                for probe in feature_spec.probes.values()
+            )
         self.ask = MultiscaleProjection(heads, evidence) if probes else None
         self.learns_presence = probes
         if probes:
-            facts = 3 * sum(heads)
+            facts = 2 * sum(heads)
             self.standardise = nn.BatchNorm1d(facts, affine=False)
             self.tell = nn.Sequential(nn.Linear(facts, 128), nn.ReLU(), nn.Linear(128, 1))
         self.text = Likeness(text_width, width, products) if text else None
@@ -149,7 +156,10 @@ class ProbeGrounder(Grounder):
             self.second_mask = nn.Conv2d(hidden, 1, 1)
 
     def read(self, features: Features) -> Features:
-        """Merge the taps."""
+        """Merge the taps; in training, let the norms see the probes."""
+        if self.training and self.ask is not None:
+            for name, norm in zip(self.feature_spec.probes, self.norms, strict=True):
+                norm.update(features.probes[name])
         return replace(features, merged=self.pixels(features))
 
     def pixels(self, features: Features) -> Tensor:
@@ -175,9 +185,12 @@ class ProbeGrounder(Grounder):
         return torch.cat([found, others], dim=2)
 
     def _odds(self, features: Features, entities: Entities) -> list[Tensor]:
-        """Return each probe's answer ``(B, K, S * heads, h, w)``, of order one."""
-        answers = (features.probes[name](entities.text) for name in self.feature_spec.probes)
-        return [a.clamp(-LIMIT, LIMIT).transpose(1, 2).flatten(2, 3) / SCALE for a in answers]
+        """Return each probe's standardised answer ``(B, K, S * heads, h, w)``."""
+        answers = (
+            norm(features.probes[name], entities.text)
+            for name, norm in zip(self.feature_spec.probes, self.norms, strict=True)
+        )
+        return [a.clamp(-LIMIT, LIMIT).transpose(1, 2).flatten(2, 3) for a in answers]
 
     def presence(self, features: Features, entities: Entities, logits: Tensor) -> Tensor:
         """Return logits ``(B, K)`` of each name being in the picture at all.
@@ -190,7 +203,7 @@ class ProbeGrounder(Grounder):
         for odds in self._odds(features, entities):
             inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
             mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
-            facts += [mean, odds.mean((3, 4)), odds.amax((3, 4))]
+            facts += [x - odds.mean((3, 4)) for x in (mean, odds.amax((3, 4)))]
         known = torch.cat(facts, dim=2)[entities.valid]
         if self.training and len(known) < 2:  # no statistics of their own
             known = batch_norm(known, self.standardise.running_mean, self.standardise.running_var)
@@ -202,7 +215,8 @@ class ProbeGrounder(Grounder):
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
         """Return logits ``(B, K, H, W)`` at image size."""
-        pixels = self.pixels(features) if features.merged is None else features.merged
+        features = self.read(features) if features.merged is None else features
+        pixels = features.merged
         batch, count = entities.valid.shape
         size = tuple(pixels.shape[2:])
         known = [pixels[:, None].expand(-1, count, -1, -1, -1)]
