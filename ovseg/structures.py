@@ -67,8 +67,8 @@ class FeatureSpec:
         taps: ``{tap name: TapSpec}`` in network order.
         steps: S, number of tapped steps.
         branches: G, 1 (conditional only) or 2 (unconditional, conditional).
-        probes: ``{layer: TapSpec(heads, stride, width)}`` of the cross-attention layers to probe, in
-            network order.
+        probes: ``{layer: TapSpec(heads, stride, width)}`` of the cross-attention layers to probe,
+            in network order.
     """
 
     taps: dict[str, TapSpec]

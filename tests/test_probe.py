@@ -12,7 +12,7 @@ from ovseg.grounders.probe import ProbeGrounder
 from ovseg.structures import Entities, Entity, Features, FeatureSpec, Probe, Request
 
 TAPS = {"a": (6, 4), "b": (5, 8), "c": (3, 4)}
-PROBES = {"x": (2, 4), "y": (3, 8)}
+PROBES = {"x": (2, 4, 4), "y": (3, 8, 4)}
 SIZES = {"widths": (8, 12), "hidden": 12, "evidence": 4, "products": 2}
 
 
@@ -26,7 +26,7 @@ def batch(of: FeatureSpec, size: int = 3, names: int = 2, image: int = 32):
         for tap, t in of.taps.items()
     }
     probes = {}
-    for name, (heads, stride) in of.probes.items():
+    for name, (heads, stride, _) in of.probes.items():
         side = [image // stride] * 2
         queries = torch.randn(size, of.steps, heads, 4, *side)
         totals = torch.randn(size, of.steps, heads, *side)
@@ -140,8 +140,8 @@ def test_the_others_of_a_name_are_the_mean_of_the_rest():
 
 
 @torch.no_grad()
-def test_presence_reads_the_probes_inside_the_mask_anywhere_and_at_their_highest():
-    of = spec(probes={"x": (1, 4)})
+def test_presence_reads_how_much_higher_the_probes_are_inside_the_mask_and_at_their_highest():
+    of = spec(probes={"x": (1, 4, 4)})
     grounder = small(of).eval()
     assert grounder.learns_presence and not small(of, probes=False).learns_presence
     seen = []
@@ -150,8 +150,10 @@ def test_presence_reads_the_probes_inside_the_mask_anywhere_and_at_their_highest
     logits = torch.full((1, 1, 32, 32), -50.0)
     logits[..., :16] = 50.0
     grounder.presence(features, entities, logits)
-    odds = features.probes["x"](entities.text)[0, 0, 0, 0] / 3  # (8, 8)
-    expected = torch.tensor([odds[:, :4].sum() / (32 + 1e-3), odds.mean(), odds.max()])
+    odds = grounder.norms[0](features.probes["x"], entities.text)[0, 0, 0, 0]  # (8, 8)
+    assert odds.abs().max() < 8  # nothing is cut
+    inside = odds[:, :4].sum() / (32 + 1e-3)
+    expected = torch.tensor([inside - odds.mean(), odds.max() - odds.mean()])
     expected /= (1 + 1e-5) ** 0.5  # no statistics yet: mean 0, variance 1
     torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-5)
     highest = small(of, probes=False).presence(features, entities, logits)
@@ -238,6 +240,6 @@ def test_a_backbone_without_probes_is_refused_with_what_to_do():
 
 
 def test_other_heads_are_refused():
-    features, entities = batch(spec(probes={"x": (2, 4), "y": (4, 8)}))
+    features, entities = batch(spec(probes={"x": (2, 4, 4), "y": (4, 8, 4)}))
     with pytest.raises(ValueError, match=r"\(steps, heads\) = \(1, 3\) of the probe 'y'"):
         small(spec())(features, entities)

@@ -99,7 +99,8 @@ def test_feature_spec_survives_json():
     assert spec.taps["mid"] == TapSpec(channels=8, stride=4)
     expected = {"taps": {"mid": [8, 4], "up": [16, 2]}, "steps": 2, "branches": 2, "probes": {}}
     assert spec.to_dict() == expected
-    probing = FeatureSpec(spec.taps, probes={"attn2": (3, 8)})
+    probing = FeatureSpec(spec.taps, probes={"attn2": (3, 8, 16)})
+    assert probing.to_dict()["probes"] == {"attn2": [3, 8, 16]}
     assert FeatureSpec(**probing.to_dict()) == probing
     assert FeatureSpec(**spec.to_dict()) == spec
 

@@ -157,10 +157,11 @@ class ProbeGrounder(Grounder):
 
     def read(self, features: Features) -> Features:
         """Merge the taps; in training, let the norms see the probes."""
+        merged = self.pixels(features)
         if self.training and self.ask is not None:
             for name, norm in zip(self.feature_spec.probes, self.norms, strict=True):
                 norm.update(features.probes[name])
-        return replace(features, merged=self.pixels(features))
+        return replace(features, merged=merged)
 
     def pixels(self, features: Features) -> Tensor:
         """Merge the taps into one map ``(B, sum of widths, h, w)`` of the finest one's size."""
