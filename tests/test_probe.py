@@ -153,9 +153,11 @@ def test_presence_reads_how_much_higher_the_probes_are_inside_the_mask_and_at_th
     odds = grounder.norms[0](features.probes["x"], entities.text)[0, 0, 0, 0]  # (8, 8)
     assert odds.abs().max() < 8  # nothing is cut
     inside = odds[:, :4].sum() / (32 + 1e-3)
-    expected = torch.tensor([inside - odds.mean(), odds.max() - odds.mean()])
+    # the half that is inside: its logits, its area twice, its probabilities
+    mask = [50.0, 50 * 512 / 513, 0.5, 0.5, 1.0]
+    expected = torch.tensor([*mask, inside - odds.mean(), odds.max() - odds.mean()])
     expected /= (1 + 1e-5) ** 0.5  # no statistics yet: mean 0, variance 1
-    torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(seen[0][0], expected, atol=1e-5, rtol=1e-4)
     highest = small(of, probes=False).presence(features, entities, logits)
     assert highest.tolist() == [[50.0]]
 

@@ -25,6 +25,8 @@ from ovseg.structures import Entities, Features, FeatureSpec
 LIMIT = 8.0
 """Where standardised answers of the probes are cut."""
 
+MASK_FACTS = 5
+
 
 class Block(nn.Module):
     """Two residual 3x3 convolutions behind group norms."""
@@ -61,7 +63,8 @@ class ProbeGrounder(Grounder):
 
     The probes' answers are standardised for each name (`ProbeNorm`), trained or not. Whether a name
     is in the picture at all is told by a network of its own, from how much higher they are inside
-    its mask, and at their highest, than elsewhere: it sees no embedding to learn by heart.
+    its mask, and at their highest, than elsewhere, and from how sure the mask is of itself: it sees
+    no embedding to learn by heart.
 
     The switches are there for the ablation: each takes one source of information away.
 
@@ -140,9 +143,9 @@ class ProbeGrounder(Grounder):
         self.ask = MultiscaleProjection(heads, evidence) if probes else None
         self.learns_presence = probes
         if probes:
-            facts = 2 * sum(heads)
+            facts = 2 * sum(heads) + MASK_FACTS
             self.standardise = nn.BatchNorm1d(facts, affine=False)
-            self.tell = nn.Sequential(nn.Linear(facts, 128), nn.ReLU(), nn.Linear(128, 1))
+            self.tell = nn.Sequential(nn.Linear(facts, 512), nn.ReLU(), nn.Linear(512, 1))
         self.text = Likeness(text_width, width, products) if text else None
         known = width + evidence * probes * (1 + others) + products * text
         self.others = others
@@ -200,7 +203,7 @@ class ProbeGrounder(Grounder):
         """
         if not self.learns_presence:
             return super().presence(features, entities, logits)
-        masks, facts = logits.sigmoid(), []
+        masks, facts = logits.sigmoid(), [mask_facts(logits)]
         for odds in self._odds(features, entities):
             inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
             mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
@@ -241,6 +244,20 @@ class ProbeGrounder(Grounder):
             logits = logits + self.second_mask(x)
         size = (size[0] * self.stride, size[1] * self.stride)
         return resize(logits.unflatten(0, (batch, count))[:, :, 0], size)
+
+
+def mask_facts(logits: Tensor) -> Tensor:
+    """Describe how sure masks are of themselves: ``(B, K, H, W)`` to ``(B, K, MASK_FACTS)``.
+
+    The highest logit, the mean logit inside, the area at 0.5, the mean probability, and the mean
+    probability where it is high.
+    """
+    masks, inside = logits.sigmoid(), (logits > 0).float()
+    count = inside.sum((2, 3))
+    sure = masks.square().sum((2, 3)) / (masks.sum((2, 3)) + 1e-3)
+    mean_inside = (logits * inside).sum((2, 3)) / (count + 1)
+    area = inside.mean((2, 3))
+    return torch.stack([logits.amax((2, 3)), mean_inside, area, masks.mean((2, 3)), sure], dim=2)
 
 
 def _mean_inside(pixels: Tensor, masks: Tensor) -> Tensor:
