@@ -19,7 +19,8 @@ from ovseg.backbones.schedule import build_scheduler, tapped_calls
 from ovseg.structures import FeatureSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-DTYPES["auto"] = torch.bfloat16 if torch.ops.mkldnn._is_mkldnn_bf16_supported() else torch.float32
+_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+DTYPES["auto"] = torch.bfloat16 if _BF16 else torch.float32
 
 
 class ConfiguredBackbone(DiffusionBackbone):
