@@ -44,7 +44,7 @@ def inputs(spec: FeatureSpec, batch: int, names: int, size: int, device: str):
     """Return random features and names, and a random target ``(B, K, size, size)``."""
     made = torch.Generator().manual_seed(0)
     maps = {}
-    for tap, (channels, stride) in spec.taps.items():
+    for tap, (channels, stride, _) in spec.taps.items():
         side = size // stride
         shape = (batch, spec.steps, spec.branches, channels, side, side)
         maps[tap] = torch.randn(shape, generator=made).to(device)

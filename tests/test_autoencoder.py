@@ -15,6 +15,7 @@ class Half(torch.nn.Module):
     """Decodes to twice the latent, encodes to half the image."""
 
     config = SimpleNamespace(scaling_factor=0.5)
+    dtype = torch.float32
 
     def decode(self, latents, return_dict):
         return (latents,)

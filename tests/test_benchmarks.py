@@ -14,8 +14,8 @@ import yaml
 from rich.console import Console
 
 from ovseg.annotators.mmseg import MMSegAnnotator
+from ovseg.backbones.configured import ConfiguredBackbone
 from ovseg.backbones.taps import SD1_TAPS
-from ovseg.backbones.unet import UNetBackbone
 from ovseg.data.shards import ShardStream
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.probe import ProbeGrounder
@@ -102,7 +102,7 @@ def test_ablations_change_arguments_that_exist(benchmark, tmp_path):
             stream = data.get("train", {}).get("init_args", {})
             assert stream.keys() <= inspect.signature(ShardStream).parameters.keys()
             read = data.get("backbone", {}).get("init_args", {})
-            assert read.keys() <= inspect.signature(UNetBackbone).parameters.keys()
+            assert read.keys() <= inspect.signature(ConfiguredBackbone).parameters.keys()
 
 
 def test_ablations_make_their_own_shards(benchmark, tmp_path):
