@@ -26,7 +26,6 @@ from ovseg.quickstart import config, fill
 from ovseg.report.numbers import COLUMNS, percent
 from ovseg.steps import Step, run_steps, write_text
 
-SHOWN = ("one_seen", "one_unseen", "two_seen", "two_mixed", "two_unseen")
 BACKBONE = "data.init_args.backbone.init_args"
 
 
@@ -162,13 +161,13 @@ def show(table: dict[str, dict], console: Console) -> None:
     """Print one table per question, with the paper's finding above it."""
     for question in QUESTIONS:
         printed = Table(title=question.title, caption=question.paper, title_justify="left")
-        for column in ("", "module", *SHOWN, "presence"):
+        for column in ("", "module", *COLUMNS, "presence"):
             printed.add_column(column.replace("_", " "), justify="left" if not column else "right")
         for variant in question.variants:
             for module in variant.modules:
                 row = table.get(module, {}).get(variant.name)
                 if row:
-                    values = (percent(row[column]) for column in (*SHOWN, "presence"))
+                    values = (percent(row[column]) for column in (*COLUMNS, "presence"))
                     printed.add_row(variant.what, module, *values)
         if printed.rows:
             console.print(printed)

@@ -19,28 +19,27 @@ KINDS = {
     "optimizer (Muon, AdamW)": ["_zeropower", "torch/optim/_muon.py", "torch/optim/adamw.py"],
     "U-Net": ["UNet2DConditionModel.forward"],
     "autoencoder": ["AutoencoderKL.", "ovseg/backbones/autoencoder.py"],
-    "text encoder": ["CLIPTextModel", "ovseg/backbones/text.py"],
+    "text encoder": ["CLIPTextModel", "ovseg/backbones/encoders.py"],
     "annotator": ["ovseg/annotators/mmseg.py"],
     "grounding modules": ["ovseg/grounders/", "GroundingModule."],
     "segmenter": ["SegmentationModule.", "ovseg/segmenters/"],
     "training, backward": ["_engine_run_backward"],
     "start-up: imports": ["_find_and_load", "<module> (torch/", "<module> (lightning/"],
-    "start-up: configuration": ["jsonargparse/", "lightning/pytorch/cli.py"],
 }
 """Kinds of work and what a stack of theirs contains; the first that fits counts."""
 
-LAST = ("start-up: configuration",)
+CONFIGURATION = ["jsonargparse/", "lightning/pytorch/cli.py"]
 """Also around all the rest of a verb, so asked only where nothing else fits."""
 
 
 def kind_of(stack: str) -> str:
     """Return the kind of work of a stack, outermost frame first."""
     for kind, marks in KINDS.items():
-        if kind not in LAST and any(mark in stack for mark in marks):
+        if any(mark in stack for mark in marks):
             return kind
-    inner = stack.rpartition("LightningCLI._run_subcommand")[1]
-    if not inner and any(mark in stack for kind in LAST for mark in KINDS[kind]):
-        return LAST[0]
+    running = "LightningCLI._run_subcommand" in stack
+    if not running and any(mark in stack for mark in CONFIGURATION):
+        return "start-up: configuration"
     return "the rest: data, collectives, files"
 
 

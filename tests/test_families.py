@@ -7,13 +7,13 @@ import numpy as np
 import pytest
 import torch
 from geometries import geometry
+from toy_data import request
 
 from ovseg.backbones.mmdit import MMDiTBackbone, pack, unpack
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.probe import ProbeGrounder
-from ovseg.structures import Entity, Request
 
 U_TAPS = ["conv_in", "down_blocks.1.attentions.0", "mid_block", "up_blocks.0.attentions.1"]
 J_TAPS = ["transformer_blocks.0", "transformer_blocks.1"]
@@ -49,12 +49,6 @@ FAMILIES = {
     ),
 }
 UNGUIDED = ("turbo", "lcm", "flux", "schnell")
-
-
-def request(index: int, prompt: str, *names: str) -> Request:
-    spans = [(prompt.index(name), prompt.index(name) + len(name)) for name in names]
-    entities = tuple(Entity(i + 1, n, s) for i, (n, s) in enumerate(zip(names, spans, strict=True)))
-    return Request(index, 100 + index, prompt, entities)
 
 
 REQUESTS = [

@@ -5,17 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from toy_data import request
 
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.structures import Entity, Request
 
 TAPS = ["conv_in", "down_blocks.0.attentions.0", "mid_block", "up_blocks.1.attentions.0"]
-
-
-def request(index: int, prompt: str, *names: str) -> Request:
-    spans = [(prompt.index(name), prompt.index(name) + len(name)) for name in names]
-    entities = tuple(Entity(i + 1, n, s) for i, (n, s) in enumerate(zip(names, spans, strict=True)))
-    return Request(index, 100 + index, prompt, entities)
 
 
 REQUESTS = [
@@ -87,7 +82,7 @@ def test_conditional_only_is_the_second_branch_and_one_u_net_call(tiny_pipeline,
     live = one.sample(REQUESTS)
     assert torch.equal(live.images, sample.images)
     sizes = []
-    handle = one.unet.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
+    handle = one.denoiser.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
     stored = one.features(live.latents, live.timesteps, REQUESTS)
     handle.remove()
     assert sizes == [3, 3]  # one call of B samples per tapped step

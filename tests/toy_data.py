@@ -14,6 +14,7 @@ from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.live import LiveStream
 from ovseg.data.prompts import TemplatePrompts
 from ovseg.modules.dataset import DatasetModule
+from ovseg.structures import Entity, Request
 
 
 def live_stream(size: int = 10, classes: str = "all", **arguments) -> LiveStream:
@@ -52,3 +53,10 @@ def write_dataset(folder: Path, data: SyntheticDataModule | None = None, soft=Fa
 def contents(folder: Path) -> dict[str, bytes]:
     """Return the bytes of every file of a folder."""
     return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+
+
+def request(index: int, prompt: str, *names: str) -> Request:
+    """Return a request whose names stand in the prompt; its seed follows the index."""
+    spans = [(prompt.index(name), prompt.index(name) + len(name)) for name in names]
+    entities = tuple(Entity(i + 1, n, s) for i, (n, s) in enumerate(zip(names, spans, strict=True)))
+    return Request(index, 100 + index, prompt, entities)

@@ -6,7 +6,7 @@ from functools import cached_property
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from ovseg.backbones.attention import AttentionCapture, ProbeRecorder, measure_probes
 from ovseg.backbones.common import DiffusersBackbone
@@ -114,11 +114,6 @@ class UNetBackbone(DiffusersBackbone):
         super().__init__(model, taps, **options)
         self.probes = tuple(probes)
         self.init_args["probes"] = list(probes)
-
-    @property
-    def unet(self) -> nn.Module:
-        """The loaded U-Net."""
-        return self.denoiser
 
     def reader(self) -> FeatureReader:
         unet, spec = self.denoiser, self.feature_spec
