@@ -76,7 +76,7 @@ class GroundedDiffusion:
         """
         config = read_config(source)
         if backbone is None:
-            backbone = _build_backbone(config, source)
+            backbone = build_backbone(config, source)
         return cls(backbone, load_grounder(source, backbone))
 
     def to(self, device: torch.device | str) -> GroundedDiffusion:
@@ -182,7 +182,12 @@ def _entities(prompt: str, names: Sequence[str]) -> tuple[Entity, ...]:
     return tuple(entities)
 
 
-def _build_backbone(config: dict, source: str | Path) -> DiffusionBackbone:
+def build_backbone(config: dict, source: str | Path) -> DiffusionBackbone:
+    """Build the backbone that a grounder folder's configuration names.
+
+    Raises:
+        ValueError: If it does not say how, or the class cannot be imported.
+    """
     facts = config.get("backbone") or {}
     if "class_path" not in facts or "init_args" not in facts:
         raise ValueError(

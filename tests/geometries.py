@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from ovseg.backbones.config import PipelineConfig
+from ovseg.backbones.files import PipelineFiles
 from ovseg.backbones.mmdit import MMDiTConfig
 from ovseg.backbones.unet import UNetConfig
 
@@ -65,7 +66,10 @@ FLUX = {
     "patch_size": 1,
     "pooled_projection_dim": 768,
 }
-CLIP_L, CLIP_G, T5 = {"hidden_size": 768}, {"hidden_size": 1280}, {"d_model": 4096}
+CLIP_L = {"architectures": ["CLIPTextModel"], "hidden_size": 768}
+CLIP_G = {"architectures": ["CLIPTextModelWithProjection"], "hidden_size": 1280}
+CLIP_G |= {"projection_dim": 1280}
+T5 = {"d_model": 4096}
 MODELS = {
     "sd15": {"unet": SD15, "vae": VAE, "text_encoder": CLIP_L},
     "sdxl": {"unet": SDXL, "vae": VAE, "text_encoder": CLIP_L, "text_encoder_2": CLIP_G},
@@ -77,12 +81,13 @@ MODELS = {
 }
 
 
-class Files:
+class Files(PipelineFiles):
     """The configuration files of a model that is not there."""
 
     def __init__(self, name: str) -> None:
         self.model, self._parts = name, MODELS[name]
-        self.index = {"_class_name": name, **{part: ["diffusers", "X"] for part in self._parts}}
+        kinds = {part: facts.get("architectures", "X")[0] for part, facts in self._parts.items()}
+        self.index = {"_class_name": name, **{part: ["x", kind] for part, kind in kinds.items()}}
 
     def has(self, part: str) -> bool:
         return part in self._parts

@@ -14,6 +14,7 @@ from ovseg.backbones.unet import UNetBackbone
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.probe import ProbeGrounder
+from ovseg.structures import Entity, Request
 
 U_TAPS = ["conv_in", "down_blocks.1.attentions.0", "mid_block", "up_blocks.0.attentions.1"]
 J_TAPS = ["transformer_blocks.0", "transformer_blocks.1"]
@@ -48,6 +49,10 @@ FAMILIES = {
         {"guidance_scale": 0.0, "image_size": 64, "attention": ("transformer_blocks.0",)},
     ),
 }
+ONE, PROJECTED = "CLIPTextModel", "CLIPTextModelWithProjection"
+POOLED = {"sdxl": (ONE, PROJECTED), "turbo": (ONE, PROJECTED)}
+POOLED |= dict.fromkeys(("sd3", "sd3_without_t5"), (PROJECTED, PROJECTED))
+POOLED |= dict.fromkeys(("sd2", "lcm", "flux", "schnell"), (ONE,))
 UNGUIDED = ("turbo", "lcm", "flux", "schnell")
 
 
@@ -149,6 +154,30 @@ def test_names_have_embeddings_of_their_own(family):
     assert not text[1, 1].any() and (text[0, 0] - text[0, 1]).abs().max() > 1e-2
 
 
+def test_pooled_names_are_the_outputs_of_transformers(family):
+    import transformers
+
+    name, folder, backbone = family
+    pooled = type(backbone)(folder, FAMILIES[name][2], names_in="pooled", **FAMILIES[name][3])
+    width = pooled.text_width
+    assert not hasattr(pooled, "text")  # no weights were needed for that
+    sentence, expected = "a photograph of a fish", []
+    for place, kind in enumerate(POOLED[name]):
+        part = f"text_encoder_{place + 1}" if place else "text_encoder"
+        encoder = getattr(transformers, kind).from_pretrained(folder, subfolder=part)
+        words = backbone.text.tokenizers[part](sentence, padding="max_length", return_tensors="pt")
+        output = encoder(words["input_ids"])
+        one = output.text_embeds if kind.endswith("Projection") else output.pooler_output
+        expected.append(one[0])
+    expected = torch.cat(expected)
+    assert len(expected) == width
+    torch.testing.assert_close(pooled.embed(REQUESTS)[0, 1], expected, atol=1e-6, rtol=1e-5)
+    assert pooled.digest != backbone.digest
+    long = "fish " * 40
+    with pytest.raises(ValueError, match="is cut off"):
+        pooled.embed([Request(0, 0, "", (Entity(1, long.strip()),))])
+
+
 def test_photographs_are_encoded(family, sample):
     latents = family[2].encode_image(sample.images, REQUESTS)
     assert latents.shape == sample.latents.shape and latents.isfinite().all()
@@ -198,3 +227,4 @@ def test_real_geometry_by_shapes_alone(name, taps, expected, width):
     assert config.image_size == 1024 and config.latent_size == 128
     assert {(tap.channels, tap.stride) for tap in found.values()} == expected
     assert config.text_width == width
+    assert config.pooled_width == {"sdxl": 768 + 1280, "sd3": 768 + 1280, "flux": 768}[name]

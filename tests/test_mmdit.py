@@ -73,6 +73,22 @@ def test_joint_attention_is_the_softmax_over_image_and_text(backbone):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_a_prompt_is_judged_by_the_encoder_that_is_told_most(backbone):
+    """CLIP takes 32 tokens here; T5 is told the rest, and refuses what it cannot take."""
+    names = {"sd3": "text_encoder_3", "flux": "text_encoder_2"}
+    t5 = names["flux" if backbone.config.flux else "sd3"]
+    backbone.text.tokenizers[t5].model_max_length = 128
+    room = backbone.text.room(t5)
+    assert room == (128 if backbone.config.flux else 256)
+    assert backbone.text.room("text_encoder") == 32
+    long = REQUEST._replace(prompt=PROMPT + " and a house" * 12)
+    backbone.text.check(long)
+    with pytest.raises(ValueError, match=f"the prompt has .* tokens, {room} fit: .*a house"):
+        backbone.text.check(REQUEST._replace(prompt=PROMPT + " and a house" * 90))
+    with pytest.raises(ValueError, match="the negative prompt has"):
+        backbone.text.check(REQUEST._replace(negative_prompt="a house " * 300))
+
+
 def test_taps_and_attention_that_do_not_exist(backbone):
     folder = backbone.files.model
     with pytest.raises(ValueError, match="no block 'mid_block' to tap.*transformer_blocks.0"):

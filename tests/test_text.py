@@ -7,7 +7,15 @@ import torch
 
 from ovseg.backbones.encoders import ClipText, NameEmbeddings
 from ovseg.backbones.files import PipelineFiles
-from ovseg.backbones.text import entity_positions, positions_of, tokens_of
+from ovseg.backbones.text import (
+    check_names,
+    check_prompt,
+    cut_of,
+    entity_positions,
+    positions_of,
+    refuse_cut,
+    tokens_of,
+)
 from ovseg.structures import Entity, Request
 
 
@@ -108,7 +116,8 @@ def test_entities_that_are_not_in_the_prompt_have_no_positions(tokenizer):
 
 
 def test_embedding_is_the_mean_over_the_names_tokens(tiny_pipeline):
-    text = ClipText(PipelineFiles(tiny_pipeline), torch.float32)
+    text = ClipText(PipelineFiles(tiny_pipeline))
+    text.load(torch.float32)
     embed = NameEmbeddings("a photograph of a {name}", "sentence")
     request = Request(0, 0, "", (Entity(1, "potted plant"), Entity(2, "plant")))
     with torch.no_grad():
@@ -119,3 +128,43 @@ def test_embedding_is_the_mean_over_the_names_tokens(tiny_pipeline):
     # <start> a photograph of a = 0..4
     torch.testing.assert_close(name, hidden[5:end].mean(0), atol=1e-6, rtol=0)
     assert (name - other).abs().max() > 0.1
+
+
+def test_a_sentence_is_cut_where_the_tokenizer_truncates_it(tokenizer):
+    assert cut_of(tokenizer, "a " * 30, 32) is None
+    for text in ("a " * 31, "a house and a zyx, " * 5, "a photo of  " + "umbrellas\t" * 40):
+        cut = cut_of(tokenizer, text, 32)
+        ids = tokenizer(text, truncation=True, max_length=32)["input_ids"]
+        told = tokenizer.decode(ids, skip_special_tokens=True)
+        assert cut.tokens == len(tokenizer(text)["input_ids"]) > cut.room == 32
+        kept = "".join(text[: cut.kept].split())
+        following = text[cut.kept :].split()[0]
+        assert "".join(told.split()).startswith(kept)
+        assert not "".join(told.split()).startswith(kept + following)
+
+
+def test_what_is_lost_is_said_unless_one_encoder_takes_all(tokenizer):
+    text = "a " * 28 + "red house, all of wood " + "and very old " * 20
+    cuts = [cut_of(tokenizer, text, room) for room in (16, 32, 500)]
+    assert cuts[2] is None
+    refuse_cut("prompt", text, cuts)
+    with pytest.raises(ValueError, match="32 fit: the model would not be told ") as caught:
+        refuse_cut("prompt", text, cuts[:2])
+    line = str(caught.value)
+    assert line.startswith(f"the prompt has {len(tokenizer(text)['input_ids'])} tokens, ")
+    assert " ...'; shorten it" in line and len(line) < 160
+
+
+@pytest.mark.parametrize("names", [["cat", " "], [""], ["cat", "dog", "cat"]])
+def test_names_of_a_request_are_different_and_not_empty(names):
+    with pytest.raises(ValueError, match=r"names must be different and not empty, got \["):
+        check_names(Request(0, 0, "a cat", tuple(Entity(1, name) for name in names)))
+    check_names(Request(0, 0, "a cat"))
+    check_names(Request(0, 0, "a cat", (Entity(1, "cat"), Entity(1, "kitten"))))
+
+
+def test_an_empty_prompt_is_for_images_without_names():
+    check_prompt(Request(0, 0, ""))
+    check_prompt(Request(0, 0, "things", (Entity(1, "cat"),)))
+    with pytest.raises(ValueError, match="the prompt is empty: say .* e.g. 'cat'"):
+        check_prompt(Request(0, 0, " ", (Entity(1, "cat"),)))

@@ -215,8 +215,8 @@ def test_names_embedded_in_the_prompt_itself(tiny_pipeline, backbone):
     alone = [Request(0, 0, "", (Entity(1, "house"),))]  # in no prompt: in a sentence of its own
     assert torch.equal(inside.embed(alone), backbone.embed(alone))
     assert inside.digest != UNetBackbone(tiny_pipeline, TAPS, steps=4, tap_steps=(1, 3)).digest
-    with pytest.raises(ValueError, match="names_in must be sentence or prompt, got 'pooled'"):
-        UNetBackbone(tiny_pipeline, TAPS, names_in="pooled")
+    with pytest.raises(ValueError, match="names_in must be sentence, prompt or pooled, got 'x'"):
+        UNetBackbone(tiny_pipeline, TAPS, names_in="x")
 
 
 def test_digest_follows_what_decides_the_features(tiny_pipeline):
@@ -275,6 +275,16 @@ def test_bad_requests(backbone):
     long = request(0, "a photo of " + "a very " * 20 + "big house", "house")
     with pytest.raises(ValueError, match="'house' is cut off"):
         backbone.sample([long])
+    for long in ({"prompt": "big " * 40}, {"negative_prompt": "big " * 40}):
+        with pytest.raises(ValueError, match="prompt has .* tokens, 32 fit: .*; shorten it"):
+            backbone.sample([REQUESTS[0]._replace(entities=(), **long)])
+    with pytest.raises(ValueError, match="the prompt is empty"):
+        backbone.sample([Request(0, 0, "", (Entity(1, "house"),))])
+    assert backbone.sample([Request(0, 0, "")]).images.shape == (1, 3, 64, 64)  # unconditional
+    twice = Request(0, 0, "a key", (Entity(1, "key"), Entity(2, "key")))
+    for call in (backbone.sample, backbone.embed):
+        with pytest.raises(ValueError, match=r"names must be .*, got \['key', 'key'\]"):
+            call([twice])
     strange = Request(0, 0, "a key", (Entity(1, "key <|endoftext|>", (-1, -1)),))
     with pytest.raises(ValueError, match="no tokens for the name 'key <|endoftext|>'"):
         backbone.embed([strange])

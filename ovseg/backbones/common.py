@@ -11,6 +11,7 @@ from torch import Tensor
 from ovseg.backbones.autoencoder import check_images, decode_images, encode_images
 from ovseg.backbones.configured import ConfiguredBackbone
 from ovseg.backbones.encoders import Encoded, TextEncoders
+from ovseg.backbones.files import PipelineFiles
 from ovseg.backbones.placement import place
 from ovseg.backbones.reader import FeatureReader
 from ovseg.backbones.schedule import (
@@ -21,6 +22,7 @@ from ovseg.backbones.schedule import (
     take_step,
     tapped_calls,
 )
+from ovseg.backbones.text import check_names, check_prompt
 from ovseg.structures import DiffusionSample, Features, Request
 
 
@@ -30,8 +32,8 @@ class DiffusersBackbone(ConfiguredBackbone):
     Subclasses know one kind of denoiser.
     """
 
-    TEXT: Callable[..., TextEncoders]
-    """Loads the text encoders of this kind of pipeline."""
+    TEXT: Callable[[PipelineFiles], TextEncoders]
+    """Makes the text encoders of this kind of pipeline, without weights."""
 
     _loaded = False
 
@@ -60,7 +62,8 @@ class DiffusersBackbone(ConfiguredBackbone):
         if self._loaded:
             return
         self.feature_spec  # noqa: B018 - a tap that does not exist is told before weights are read
-        self.text = self.TEXT(self.files, self.dtype)
+        self.text = self.TEXT(self.files)
+        self.text.load(self.dtype)
         upcast = self.dtype == torch.float16 and self.config.vae.get("force_upcast")
         self.vae = self.files.load("vae", torch.float32 if upcast else self.dtype)
         if self.vae_tiling:
@@ -87,6 +90,9 @@ class DiffusersBackbone(ConfiguredBackbone):
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> DiffusionSample:
         requests, tokens = self._prepare(requests)
+        for request in requests:
+            check_prompt(request)
+            self.text.check(request)
         scale = 1.0 if self.config.embeds_guidance else self.guidance_scale
         branches = 2 if self.both_branches or scale > 1 else 1
         scheduler = self._schedule(self.device)
@@ -132,6 +138,8 @@ class DiffusersBackbone(ConfiguredBackbone):
     @torch.no_grad()
     def encode_image(self, images: Tensor, requests: Sequence[Request]) -> Tensor:
         requests, _ = self._prepare(requests)
+        for request in requests:
+            self.text.check(request)
         check_images(images, len(requests), self.image_size)
         generators = [torch.Generator().manual_seed(r.seed) for r in requests]
         with self._own_precision():
@@ -150,6 +158,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         text = torch.zeros(len(requests), width, self.text_width, device=self.device)
         with self._own_precision():
             for row, request in enumerate(requests):
+                check_names(request)
                 for column, found in enumerate(self._names.of(self.text, request)):
                     text[row, column] = found
         return text
@@ -161,6 +170,8 @@ class DiffusersBackbone(ConfiguredBackbone):
         requests = list(requests)
         if not requests:
             raise ValueError("there must be at least one request")
+        for request in requests:
+            check_names(request)
         self.load()
         return requests, [self.text.positions(request) for request in requests]
 

@@ -61,6 +61,16 @@ class PipelineConfig(ABC):
         """Width of the states that names are embedded by."""
 
     @property
+    def pooled_width(self) -> int:
+        """Width of the pooled outputs of all CLIP encoders side by side."""
+        return sum(map(self._pooled_width_of, self.files.clip_encoders))
+
+    def _pooled_width_of(self, encoder: str) -> int:
+        config = self.files.config(f"{encoder}/config.json")
+        projected = self.files.index[encoder][1].endswith("WithProjection")
+        return config["projection_dim" if projected else "hidden_size"]
+
+    @property
     @abstractmethod
     def own_size(self) -> int:
         """Height and width of the images that the model was made for."""

@@ -42,8 +42,9 @@ class ConfiguredBackbone(DiffusionBackbone):
             ones.
         image_size: Height and width of the images; None for the size the model was made for.
         template: Sentence in which a name is embedded.
-        names_in: Where a name is embedded: in a "sentence" of its own, or in the image's "prompt"
-            if it stands there.
+        names_in: How a name is embedded: in a "sentence" of its own, by the mean over its tokens;
+            in the image's "prompt" if it stands there; or "pooled": the one vector that CLIP has
+            for its sentence (`TextEncoders.pooled`).
         dtype: "float32", "float16", "bfloat16", or "auto": bfloat16 where the processor computes
             in it, else float32.
         revision: Commit, branch or tag on the Hub.
@@ -73,7 +74,7 @@ class ConfiguredBackbone(DiffusionBackbone):
         attention: tuple[str, ...] = (),
         image_size: int | None = None,
         template: str = "a photograph of a {name}",
-        names_in: Literal["sentence", "prompt"] = "sentence",
+        names_in: Literal["sentence", "prompt", "pooled"] = "sentence",
         dtype: str = "float32",
         revision: str | None = None,
         variant: str | None = None,
@@ -116,7 +117,8 @@ class ConfiguredBackbone(DiffusionBackbone):
 
     @cached_property
     def text_width(self) -> int:
-        return self.config.text_width
+        pooled = self.names_in == "pooled"
+        return self.config.pooled_width if pooled else self.config.text_width
 
     @cached_property
     def timesteps(self) -> Tensor:
@@ -177,5 +179,5 @@ def _check(
         raise ValueError(f"dtype must be one of {', '.join(DTYPES)}, got {dtype!r}")
     if template.count("{name}") != 1:
         raise ValueError(f"template must contain {{name}} exactly once, got {template!r}")
-    if names_in not in ("sentence", "prompt"):
-        raise ValueError(f"names_in must be sentence or prompt, got {names_in!r}")
+    if names_in not in ("sentence", "prompt", "pooled"):
+        raise ValueError(f"names_in must be sentence, prompt or pooled, got {names_in!r}")

@@ -11,7 +11,14 @@ from torch import Tensor, nn
 from torch.nn.functional import pad
 
 from ovseg.backbones.files import PipelineFiles
-from ovseg.backbones.text import entity_positions, positions_of
+from ovseg.backbones.text import (
+    Span,
+    cut_of,
+    entity_positions,
+    in_sentence,
+    positions_of,
+    refuse_cut,
+)
 from ovseg.structures import Request
 
 
@@ -33,11 +40,10 @@ class Encoded(NamedTuple):
 
 
 class TextEncoders(nn.Module, ABC):
-    """Tokenizers and encoders of a pipeline.
+    """Tokenizers of a pipeline and, once they are loaded, its encoders.
 
     Args:
         files: The pipeline's files.
-        dtype: Of the weights.
     """
 
     PARTS: tuple[str, ...]
@@ -46,12 +52,16 @@ class TextEncoders(nn.Module, ABC):
     NAMES_BY = "text_encoder"
     """The encoder by whose tokens names are found, and whose states embed them."""
 
-    def __init__(self, files: PipelineFiles, dtype: torch.dtype) -> None:
+    def __init__(self, files: PipelineFiles) -> None:
         super().__init__()
-        self.index = files.index
+        self.files = files
         parts = [part for part in self.PARTS if files.has(part)]
         self.tokenizers = {p: files.load(p.replace("text_encoder", "tokenizer")) for p in parts}
-        self.encoders = nn.ModuleDict({part: files.load(part, dtype) for part in parts})
+        self.encoders = nn.ModuleDict()
+
+    def load(self, dtype: torch.dtype) -> None:
+        """Load the encoders' weights."""
+        self.encoders.update({part: self.files.load(part, dtype) for part in self.tokenizers})
         self.requires_grad_(False).eval()
 
     @abstractmethod
@@ -61,6 +71,14 @@ class TextEncoders(nn.Module, ABC):
     def names(self, texts: Sequence[str]) -> Tensor:
         """Return the states ``(B, T, D)`` that names are embedded by; here, all of them."""
         return self.encode(texts).states
+
+    def pooled(self, texts: Sequence[str]) -> Tensor:
+        """Return what all CLIP encoders say of whole sentences, side by side: ``(B, P)``.
+
+        That is the state at the sentence's end, projected where the model's encoder projects it.
+        """
+        outputs = [self.run(part, texts) for part in self.files.clip_encoders]
+        return torch.cat([_pooled(output) for output in outputs], dim=1)
 
     @property
     def tokenizer(self) -> Any:
@@ -75,13 +93,30 @@ class TextEncoders(nn.Module, ABC):
         """Return the token positions of each entity in its prompt; empty where it is not in it."""
         return entity_positions(self.tokenizer, request)
 
-    def run(self, part: str, texts: Sequence[str], length: int | None = None, **options: Any):
-        """Call one encoder on sentences padded or cut to a length (its tokenizer's own)."""
+    def room(self, part: str) -> int:
+        """Return how many tokens one encoder is given; here, its tokenizer's own number."""
+        return self.tokenizers[part].model_max_length
+
+    def check(self, request: Request) -> None:
+        """Refuse a request whose prompt, or negative prompt, is cut.
+
+        Of SD3 and FLUX, CLIP may be told the beginning alone, as long as T5 is told the rest.
+
+        Raises:
+            ValueError: If every encoder would cut it.
+        """
+        texts = {"prompt": request.prompt, "negative prompt": request.negative_prompt}
+        for kind, text in texts.items():
+            cuts = [cut_of(t, text, self.room(part)) for part, t in self.tokenizers.items()]
+            refuse_cut(kind, text, cuts)
+
+    def run(self, part: str, texts: Sequence[str], **options: Any):
+        """Call one encoder on sentences padded or cut to its length."""
         tokenizer, encoder = self.tokenizers[part], self.encoders[part]
         encoded = tokenizer(
             list(texts),
             padding="max_length",
-            max_length=length or tokenizer.model_max_length,
+            max_length=self.room(part),
             truncation=True,
             return_tensors="pt",
         )
@@ -95,7 +130,12 @@ class TextEncoders(nn.Module, ABC):
         parts = ("text_encoder", "text_encoder_2")
         outputs = [self.run(part, texts, output_hidden_states=True) for part in parts]
         states = torch.cat([output.hidden_states[-2] for output in outputs], dim=2)
-        return states, [output[0] for output in outputs]
+        return states, [_pooled(output) for output in outputs]
+
+
+def _pooled(output: Any) -> Tensor:
+    """Return the one vector per sentence, ``(B, P)``, of a CLIP encoder's output."""
+    return output.get("text_embeds", output.get("pooler_output"))
 
 
 class ClipText(TextEncoders):
@@ -118,7 +158,7 @@ class SDXLText(TextEncoders):
 
     def without_text(self, texts: Sequence[str]) -> Encoded:
         states, pooled = self.encode(texts)
-        if self.index.get("force_zeros_for_empty_prompt"):
+        if self.files.index.get("force_zeros_for_empty_prompt"):
             empty = torch.tensor([not text for text in texts], device=states.device)
             states, pooled = states.clone(), pooled.clone()
             states[empty], pooled[empty] = 0, 0
@@ -134,18 +174,21 @@ class SD3Text(TextEncoders):
     PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
     LENGTH = 256
 
-    def __init__(self, files: PipelineFiles, dtype: torch.dtype) -> None:
-        super().__init__(files, dtype)
+    def __init__(self, files: PipelineFiles) -> None:
+        super().__init__(files)
         self.width = files.config("transformer/config.json")["joint_attention_dim"]
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         clip, pooled = self.clip_pair(texts)
         if "text_encoder_3" in self.encoders:
-            more = self.run("text_encoder_3", texts, self.LENGTH)[0]
+            more = self.run("text_encoder_3", texts)[0]
         else:
             more = clip.new_zeros(len(texts), self.LENGTH, self.width)
         clip = pad(clip, (0, more.shape[2] - clip.shape[2]))
         return Encoded(torch.cat([clip, more], dim=1), torch.cat(pooled, dim=1))
+
+    def room(self, part: str) -> int:
+        return self.LENGTH if part == "text_encoder_3" else super().room(part)
 
     def names(self, texts: Sequence[str]) -> Tensor:
         return self.clip_pair(texts)[0]
@@ -159,11 +202,13 @@ class FluxText(TextEncoders):
     LENGTH = 512
 
     def encode(self, texts: Sequence[str]) -> Encoded:
-        return Encoded(self.names(texts), self.run("text_encoder", texts).pooler_output)
+        return Encoded(self.names(texts), self.pooled(texts))
+
+    def room(self, part: str) -> int:
+        return min(self.LENGTH, super().room(part))
 
     def names(self, texts: Sequence[str]) -> Tensor:
-        length = min(self.LENGTH, self.tokenizer.model_max_length)
-        return self.run("text_encoder_2", texts, length)[0]
+        return self.run("text_encoder_2", texts)[0]
 
 
 class NameEmbeddings:
@@ -171,7 +216,7 @@ class NameEmbeddings:
 
     Args:
         template: Sentence in which a name is embedded.
-        names_in: "sentence", or "prompt": in the image's prompt if it stands there.
+        names_in: "sentence"; "prompt": in the image's prompt if it stands there; or "pooled".
     """
 
     def __init__(self, template: str, names_in: str) -> None:
@@ -191,17 +236,27 @@ class NameEmbeddings:
         ]
 
     def _alone(self, text: TextEncoders, name: str) -> Tensor:
-        """Embed a name as Li et al. do (arXiv 2301.05221, section 3.2).
+        """Embed a name in a sentence of its own.
 
-        It stands in a sentence of its own; its embedding is the mean of the states over its tokens
-        alone. One sentence per call, so that the result depends on nothing else.
+        By the mean of the states over its tokens, as Li et al. do (arXiv 2301.05221, section 3.2),
+        or by the pooled embedding of that sentence. One sentence per call, so that the result
+        depends on nothing else.
         """
         if name not in self._known:
-            start = self.template.index("{name}")
-            sentence = self.template.replace("{name}", name)
-            places = positions_of(text.tokenizer, sentence, (start, start + len(name)), name)
-            self._known[name] = text.names([sentence])[0, places].float().mean(dim=0)
+            embed = self._pooled if self.names_in == "pooled" else self._mean
+            self._known[name] = embed(text, name, *in_sentence(self.template, name))
         return self._known[name]
+
+    def _mean(self, text: TextEncoders, name: str, sentence: str, span: Span) -> Tensor:
+        places = positions_of(text.tokenizer, sentence, span, name)
+        return text.names([sentence])[0, places].float().mean(dim=0)
+
+    def _pooled(
+        self, text: TextEncoders, name: str, sentence: str, span: tuple[int, int]
+    ) -> Tensor:
+        for part in text.files.clip_encoders:
+            positions_of(text.tokenizers[part], sentence, span, name)
+        return text.pooled([sentence])[0].float()
 
     def _in_prompt(self, text: TextEncoders, request: Request) -> dict[int, Tensor]:
         """Embed the names that stand in the prompt there, by the mean over each one's tokens."""

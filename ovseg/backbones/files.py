@@ -115,6 +115,12 @@ class PipelineFiles:
         return any(self.index.get(part) or ())
 
     @cached_property
+    def clip_encoders(self) -> list[str]:
+        """The text encoders that are CLIP's: "text_encoder" and, of some, "text_encoder_2"."""
+        parts = filter(self.has, ("text_encoder", "text_encoder_2"))
+        return [part for part in parts if self.index[part][1].startswith("CLIP")]
+
+    @cached_property
     def commit(self) -> str | None:
         """The Hub commit that `revision` stands for; None for a folder."""
         if self.folder is not None:

@@ -101,10 +101,10 @@ class MMDiTConfig(PipelineConfig):
         return measure_taps(meta, TapRecorder(meta[0], taps, image_map), self.image_size), {}
 
 
-def encoders(files: PipelineFiles, dtype: torch.dtype) -> TextEncoders:
-    """Load the text encoders of SD3 or FLUX."""
+def encoders(files: PipelineFiles) -> TextEncoders:
+    """Return the text encoders of SD3 or FLUX, without weights yet."""
     flux = files.config("transformer/config.json")["_class_name"] == FLUX
-    return (FluxText if flux else SD3Text)(files, dtype)
+    return (FluxText if flux else SD3Text)(files)
 
 
 class MMDiTBackbone(DiffusersBackbone):

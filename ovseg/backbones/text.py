@@ -1,10 +1,15 @@
-"""From words to tokens: where a name stands in a sentence, found by characters."""
+"""From words to tokens: where a name stands in a sentence, and what of a sentence is cut."""
 
 from __future__ import annotations
 
+import re
+from textwrap import shorten
 from typing import NamedTuple
 
 from ovseg.structures import Request
+
+Span = tuple[int, int]
+"""Characters ``[start, end)`` of a sentence."""
 
 
 class Token(NamedTuple):
@@ -59,7 +64,19 @@ def _tokens_by_pieces(tokenizer, text: str) -> list[Token]:
     return tokens
 
 
-def positions_of(tokenizer, text: str, span: tuple[int, int], name: str) -> list[int]:
+def in_sentence(template: str, name: str) -> tuple[str, Span]:
+    """Put a name into the sentence of its own, and return where it stands there."""
+    start = template.index("{name}")
+    return template.replace("{name}", name), (start, start + len(name))
+
+
+def touching(tokens: list[Token], span: Span) -> list[int]:
+    """Return the places of the tokens that stand for characters within ``[start, end)``."""
+    start, end = span
+    return [i for i, token in enumerate(tokens) if token.start < end and start < token.end]
+
+
+def positions_of(tokenizer, text: str, span: Span, name: str) -> list[int]:
     """Find the token positions of the characters ``[start, end)`` in an encoded sentence.
 
     Args:
@@ -76,7 +93,7 @@ def positions_of(tokenizer, text: str, span: tuple[int, int], name: str) -> list
     if not 0 <= start < end <= len(text):
         raise ValueError(f"the span {span} of {name!r} is not inside the prompt {text!r}")
     tokens = tokens_of(tokenizer, text)
-    found = [i for i, token in enumerate(tokens) if token.start < end and start < token.end]
+    found = touching(tokens, span)
     covered = {c for i in found for c in range(tokens[i].start, tokens[i].end)}
     letters = {c for c in range(start, end) if not text[c].isspace()}
     names = ("unk_token_id", "bos_token_id", "eos_token_id")
@@ -85,16 +102,86 @@ def positions_of(tokenizer, text: str, span: tuple[int, int], name: str) -> list
         raise ValueError(
             f"the tokenizer has no tokens for the name {name!r}: give another word for it"
         )
-    closing = 0
-    while tokens[-1 - closing].start == tokens[-1 - closing].end and closing < len(tokens) - 1:
-        closing += 1
-    limit = tokenizer.model_max_length - closing
+    limit = tokenizer.model_max_length - _closing(tokens)
     if found[-1] >= limit:
         raise ValueError(
             f"the name {name!r} is cut off: it ends at token {found[-1] + 1} of a prompt of at "
             f"most {limit}; shorten {text!r}"
         )
     return found
+
+
+def _closing(tokens: list[Token]) -> int:
+    """Count the special tokens at the end of a sentence."""
+    closing = 0
+    while tokens[-1 - closing].start == tokens[-1 - closing].end and closing < len(tokens) - 1:
+        closing += 1
+    return closing
+
+
+class Cut(NamedTuple):
+    """What becomes of a sentence that is too long.
+
+    Attributes:
+        tokens: Its number, special ones included.
+        room: How many fit.
+        kept: Characters before the first word that is lost, or of which a part is.
+    """
+
+    tokens: int
+    room: int
+    kept: int
+
+
+def cut_of(tokenizer, text: str, room: int) -> Cut | None:
+    """Say where a sentence is cut by an encoder of ``room`` tokens; None if it fits."""
+    tokens = tokens_of(tokenizer, text)
+    if len(tokens) <= room:
+        return None
+    first = tokens[room - _closing(tokens)].start
+    lost = next((word for word in re.finditer(r"\S+", text) if word.end() > first), None)
+    return lost and Cut(len(tokens), room, lost.start())
+
+
+def refuse_cut(kind: str, text: str, cuts: list[Cut | None]) -> None:
+    """Refuse a sentence that every encoder cuts; one that takes all of it is enough.
+
+    Args:
+        kind: What the sentence is, for the message.
+        text: The sentence.
+        cuts: What each encoder makes of it.
+
+    Raises:
+        ValueError: Names what even the encoder with the most room would lose.
+    """
+    if all(cuts):
+        cut = max(cuts, key=lambda cut: cut.kept)
+        raise ValueError(
+            f"the {kind} has {cut.tokens} tokens, {cut.room} fit: the model would not be told "
+            f"{shorten(text[cut.kept :], 80, placeholder=' ...')!r}; shorten it"
+        )
+
+
+def check_names(request: Request) -> None:
+    """Refuse a request with a name that is empty, or occurs twice.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    names = [entity.name for entity in request.entities]
+    if not all(name.strip() for name in names) or len(set(names)) < len(names):
+        raise ValueError(f"names must be different and not empty, got {names}")
+
+
+def check_prompt(request: Request) -> None:
+    """Refuse to look for names in an image that is made from an empty prompt.
+
+    Raises:
+        ValueError: If the request has names and no prompt; without names it is unconditional.
+    """
+    if request.entities and not request.prompt.strip():
+        names = ", ".join(repr(entity.name) for entity in request.entities)
+        raise ValueError(f"the prompt is empty: say in it what is to be drawn, e.g. {names}")
 
 
 def entity_positions(tokenizer, request: Request) -> list[list[int]]:

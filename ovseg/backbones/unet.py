@@ -85,9 +85,9 @@ class UNetConfig(PipelineConfig):
         return found, measure_probes(meta, ProbeRecorder(meta[0], probes), self.image_size)
 
 
-def encoders(files: PipelineFiles, dtype: torch.dtype) -> ClipText | SDXLText:
-    """Load the text encoders of a pipeline with a U-Net."""
-    return (SDXLText if files.has("text_encoder_2") else ClipText)(files, dtype)
+def encoders(files: PipelineFiles) -> ClipText | SDXLText:
+    """Return the text encoders of a pipeline with a U-Net, without weights yet."""
+    return (SDXLText if files.has("text_encoder_2") else ClipText)(files)
 
 
 class UNetBackbone(DiffusersBackbone):
