@@ -19,7 +19,13 @@ from ovseg.annotators.grounder import GrounderAnnotator
 from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.backbones.common import DiffusersBackbone
-from ovseg.backbones.text import in_sentence, positions_of, tokens_of, touching
+from ovseg.backbones.text import (
+    in_sentence,
+    letters_of,
+    positions_of,
+    tokens_of,
+    touching,
+)
 from ovseg.embedded import EMBEDDED
 from ovseg.grounders.folder import read_config
 from ovseg.names_drawn import Seen, look
@@ -60,20 +66,7 @@ def main(argv: Sequence[str]) -> None:
     vocabulary = Vocabulary.load(args.vocabulary, args.split)
     backbone = _backbone(args.backbone)
     names = read_names(vocabulary, backbone)
-    seen: dict[int, Seen] = {}
-    if args.grounder:
-        annotator, grounder = _annotator(args.annotator), GrounderAnnotator(args.grounder)
-        annotator.bind(vocabulary)
-        for part in (annotator, grounder):
-            part.check(backbone)
-            part.to(args.device)
-        asked = set(annotator.describe()["requested_classes"])
-        words = {
-            row: (vocabulary[name.class_id], name.name)
-            for row, name in enumerate(names)
-            if name.problem is None and name.class_id in asked
-        }
-        seen = look(backbone.to(args.device), annotator, grounder, words, args.images, args.seed)
+    seen = _look(args, vocabulary, backbone, names) if args.grounder else {}
     rows = [
         {
             "class": vocabulary[name.class_id].key,
@@ -90,6 +83,24 @@ def main(argv: Sequence[str]) -> None:
     _print(rows, bool(args.grounder))
     if args.json:
         write_text(args.json, json.dumps(rows, indent=2, ensure_ascii=False) + "\n")
+
+
+def _look(
+    args: argparse.Namespace, vocabulary: Vocabulary, backbone: DiffusersBackbone, names: list[Name]
+) -> dict[int, Seen]:
+    """Look at images of the names that the annotator knows; the keys are places in the list."""
+    annotator, grounder = _annotator(args.annotator), GrounderAnnotator(args.grounder)
+    annotator.bind(vocabulary)
+    for part in (annotator, grounder):
+        part.check(backbone)
+        part.to(args.device)
+    asked = set(annotator.describe()["requested_classes"])
+    words = {
+        place: (vocabulary[name.class_id], name.name)
+        for place, name in enumerate(names)
+        if name.problem is None and name.class_id in asked
+    }
+    return look(backbone.to(args.device), annotator, grounder, words, args.images, args.seed)
 
 
 def read_names(vocabulary: Vocabulary, backbone: DiffusersBackbone) -> list[Name]:
@@ -111,12 +122,12 @@ def read_names(vocabulary: Vocabulary, backbone: DiffusersBackbone) -> list[Name
 
 
 def shared(name: Name, names: Sequence[Name]) -> dict[str, list[str]]:
-    """Return the pieces that a name shares with each of the others, where there are any."""
-    common = {
-        other.name: [p for p, i in zip(name.pieces, name.ids, strict=True) if i in other.ids]
-        for other in names
-        if other is not name
-    }
+    """Return the pieces that a name shares with each of the others, where there are any.
+
+    Pieces of one letter are left out: most names share some.
+    """
+    own = [piece for piece in dict.fromkeys(name.pieces) if len(letters_of(piece)) > 1]
+    common = {n.name: [p for p in own if p in n.pieces] for n in names if n is not name}
     return {other: pieces for other, pieces in common.items() if pieces}
 
 
@@ -143,8 +154,9 @@ def _print(rows: list[dict], looked: bool) -> None:
         said = row["problem"] or row["verdict"]
         table.add_row(*map(Text, (row["class"], row["name"], tokens, others, *scores, said)))
     Console().print(table)
-    bad = [row["name"] for row in rows if row["verdict"]]
-    print(f"{len(rows)} names, {len(bad)} with a verdict" + (f": {', '.join(bad)}" if bad else ""))
+    for said in dict.fromkeys(row["verdict"] for row in rows if row["verdict"]):
+        print(f"{said}: {', '.join(row['name'] for row in rows if row['verdict'] == said)}")
+    print(f"{sum(not row['verdict'] for row in rows)} of {len(rows)} names are fine")
 
 
 def _backbone(source: str) -> DiffusersBackbone:

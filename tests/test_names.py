@@ -10,7 +10,7 @@ import yaml
 
 from ovseg.__main__ import main
 from ovseg.backbones.unet import UNetBackbone
-from ovseg.names import read_names, shared
+from ovseg.names import Name, read_names, shared
 from ovseg.vocabulary import Vocabulary
 
 TAPS = ["down_blocks.0.attentions.0", "down_blocks.1.attentions.0"]
@@ -59,6 +59,8 @@ def test_tokens_are_the_tokenizers_own_and_need_no_weights(weightless, vocabular
     assert shared(names[0], names) == {"school bus": ["bus</w>"]}
     assert shared(names[1], names)["bus"] == ["bus</w>"]
     assert "bus" not in shared(names[2], names)
+    spelt = [Name(1, "ab", ["a", "b</w>"], [1, 2], None), Name(2, "a", ["a"], [1], None)]
+    assert not shared(spelt[0], spelt)  # a letter alone is no word
 
 
 def test_the_verb_writes_what_it_prints(weightless, vocabulary, tmp_path, capsys):
@@ -66,7 +68,8 @@ def test_the_verb_writes_what_it_prints(weightless, vocabulary, tmp_path, capsys
     arguments = ["--vocabulary", vocabulary, "--backbone", backbone, "--json", str(out)]
     assert main(["names", *arguments]) == 0
     printed = capsys.readouterr().out
-    assert "potted" in printed and "5 names, 2 with a verdict: <|endoftext|>, cat cat" in printed
+    assert "potted" in printed and "cannot be embedded: <|endoftext|>, cat cat" in printed
+    assert "3 of 5 names are fine" in printed
     rows = json.loads(out.read_text())
     assert rows[0]["class"] == rows[1]["class"] == "bus"
     assert rows[0]["shares"] == {"school bus": ["bus</w>"]} and rows[0]["verdict"] == ""
@@ -75,7 +78,7 @@ def test_the_verb_writes_what_it_prints(weightless, vocabulary, tmp_path, capsys
 
 def test_the_embedded_world(capsys):
     assert main(["names", "--vocabulary", "clipart", "--backbone", "clipart"]) == 0
-    assert "40 names, 0 with a verdict\n" in capsys.readouterr().out
+    assert "40 of 40 names are fine\n" in capsys.readouterr().out
 
 
 def test_images_are_judged(tiny_pipeline, tiny_grounder, vocabulary, tmp_path, capsys):
@@ -106,7 +109,7 @@ def test_images_are_judged(tiny_pipeline, tiny_grounder, vocabulary, tmp_path, c
     found = ["cannot ground" if row["drawn"] else "" for row in rows[:3]]
     assert [row["verdict"] for row in rows[:3]] == found
     assert main(["names", *given, "--min-drawn", "101"]) == 0
-    assert "4 names, 4 with a verdict" in capsys.readouterr().out
+    assert "0 of 4 names are fine" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

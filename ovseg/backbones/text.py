@@ -51,7 +51,7 @@ def _tokens_by_pieces(tokenizer, text: str) -> list[Token]:
         if piece is None:  # the closing token, where it doubles as the unknown one
             tokens.append(Token(number, 0, 0))
             continue
-        word = piece.removesuffix("</w>").lstrip("▁Ġ").lower()
+        word = letters_of(piece).lower()
         cursor += len(lower[cursor:]) - len(lower[cursor:].lstrip())
         if lower.startswith(word, cursor):
             width = len(word)
@@ -62,6 +62,11 @@ def _tokens_by_pieces(tokenizer, text: str) -> list[Token]:
         tokens.append(Token(number, cursor, cursor + width))
         cursor += width
     return tokens
+
+
+def letters_of(piece: str) -> str:
+    """Return a piece without its tokenizer's marks of a word's start and end."""
+    return piece.removesuffix("</w>").lstrip("▁Ġ")
 
 
 def in_sentence(template: str, name: str) -> tuple[str, Span]:
