@@ -158,6 +158,8 @@ def test_refusals(tiny_grounder, tmp_path, capsys):
         ([photo, *good, "--names", "house, house"], "1 to 255 different names"),
         ([photo, *good, "--names", " , "], "1 to 255 different names"),
         ([photo, *good, "--samples", "0"], "--samples must be >= 1"),
+        ([photo, *good, "--inversion-steps", "-1"], "--inversion-steps >= 0"),
+        ([photo, *good, "--inversion-steps", "2", "--samples", "2"], "averages draws of the noise"),
         ([photo, *good, "--out", tmp_path], "is a folder of the photos"),
         ([photo, *good, "--model", tmp_path / "empty"], "no grounder in"),
         ([photo, *good, "--prompt", "a tree " * 40 + "and a house"], "house"),

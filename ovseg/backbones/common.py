@@ -175,8 +175,10 @@ class DiffusersBackbone(ConfiguredBackbone):
     def _add_noise(self, clean: Tensor, requests: list[Request]) -> list[Tensor]:
         """Noise clean latents to the tapped steps, each from its request's seed."""
         noise = self._noise([torch.Generator().manual_seed(r.seed) for r in requests])
-        scheduler = self._schedule(self.device)
-        return [add_noise(scheduler, clean, noise, t) for t in self.timesteps.to(self.device)]
+        return [  # a scheduler keeps count of its steps: a fresh one for each
+            add_noise(self._schedule(self.device), clean, noise, timestep)
+            for timestep in self.timesteps.to(self.device)
+        ]
 
     def _invert(self, clean: Tensor, requests: list[Request]) -> list[Tensor]:
         """Follow the prompts' sampling, without guidance, back to the tapped steps."""
