@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ovseg.grounders.folder import folder_digest
+from ovseg.grounders.folder import find_grounder, folder_digest
 from ovseg.photos import find_photos, load_photo, locate
 from ovseg.pipeline import GroundedDiffusion
 from ovseg.report.pictures import overlay
@@ -42,7 +42,8 @@ def main(argv: Sequence[str]) -> int:
     if args.out.resolve() in {photo.resolve().parent for photo in photos}:
         raise ValueError(f"--out {args.out} is a folder of the photos: choose another one")
     settings = {key: getattr(args, key) for key in ("prompt", "seed", "samples", "tiled")}
-    facts = {"names": names, "model": folder_digest(args.model), **settings}
+    source = find_grounder(args.model)
+    facts = {"names": names, "model": folder_digest(source), **settings}
     facts |= {"min_area": args.min_area, "inversion_steps": args.inversion_steps}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     pending = [p for p in photos if not _done(args.out / f"{p.stem}.{RECORD}", facts)]
     failed = 0
     if pending:
-        model = _load(args)
+        model = _load(source, args)
         for path in tqdm(pending, desc="photos", initial=len(photos) - len(pending)):
             try:
                 photo = load_photo(path)
@@ -155,7 +156,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
     parser.add_argument("--names", required=True, help='what to find: "cat, sofa, potted plant"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--model", default="clipart", help="a grounder folder (clipart)")
+    parser.add_argument("--model", default="clipart", help="a grounder folder or Hub id (clipart)")
     parser.add_argument("--prompt", default="", help="what the photos show (the names)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--samples", type=int, default=1, help="noise samples to average (1)")
@@ -180,8 +181,8 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _load(args: argparse.Namespace) -> GroundedDiffusion:
-    model = GroundedDiffusion.from_pretrained(args.model).to(args.device)
+def _load(source: Path, args: argparse.Namespace) -> GroundedDiffusion:
+    model = GroundedDiffusion.from_pretrained(source).to(args.device)
     if args.inversion_steps:
         if not hasattr(model.backbone, "inversion_steps"):
             kind = type(model.backbone).__name__
