@@ -34,17 +34,19 @@ def hub_folder(
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
-    looked = f"{' and '.join(needed)} of {repo!r}: there is no folder {Path(repo).absolute()}"
-    looked += f", none in the cache {constants.HF_HUB_CACHE}, and "
-    looked += "the Hub was not to be asked" if local_files_only else f"on {constants.ENDPOINT}"
+    looked = (
+        f"cannot find {' and '.join(needed)} of {repo!r}: no folder {Path(repo).absolute()}, not "
+        f"all in the cache {constants.HF_HUB_CACHE}; the Hub"
+    )
     try:
         options = {"revision": revision, "local_files_only": local_files_only}
         folder = snapshot_download(repo, allow_patterns=[*needed, *wanted], **options)
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
-        why = "" if local_files_only else f" {reason(error)}"
-        raise FileNotFoundError(f"cannot find {looked}{why}") from error
+        told = f" ({constants.ENDPOINT}): {reason(error)}"
+        told = " was not to be asked" if local_files_only else told
+        raise FileNotFoundError(looked + told) from error
     if lacking := [name for name in needed if not Path(folder, name).is_file()]:
-        raise FileNotFoundError(f"cannot find {looked} the repository has no {lacking[0]}")
+        raise FileNotFoundError(f"{looked}: the repository has no {' and '.join(lacking)}")
     return Path(folder)
 
 
@@ -62,4 +64,5 @@ def reason(error: Exception) -> str:
         RevisionNotFoundError: "the repository has no such revision",
     }
     known = (text for kind, text in kinds.items() if isinstance(error, kind))
-    return next(known, (str(error).strip() or type(error).__name__).splitlines()[0])
+    first = (str(error).strip() or type(error).__name__).splitlines()[0]
+    return next(known, first.removeprefix("Got: "))
