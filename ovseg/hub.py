@@ -34,19 +34,20 @@ def hub_folder(
     from huggingface_hub import constants, snapshot_download
     from huggingface_hub.errors import EntryNotFoundError, HTTPError
 
-    looked = (
-        f"cannot find {' and '.join(needed)} of {repo!r}: no folder {Path(repo).absolute()}, not "
-        f"all in the cache {constants.HF_HUB_CACHE}; the Hub"
-    )
+    def missing(why: str) -> FileNotFoundError:
+        hub = "was not to be asked" if local_files_only else f"({constants.ENDPOINT}): {why}"
+        return FileNotFoundError(
+            f"cannot find {' and '.join(needed)} of {repo!r}: no folder {Path(repo).absolute()}, "
+            f"not all in the cache {constants.HF_HUB_CACHE}; the Hub {hub}"
+        )
+
     try:
         options = {"revision": revision, "local_files_only": local_files_only}
         folder = snapshot_download(repo, allow_patterns=[*needed, *wanted], **options)
     except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
-        told = f" ({constants.ENDPOINT}): {reason(error)}"
-        told = " was not to be asked" if local_files_only else told
-        raise FileNotFoundError(looked + told) from error
+        raise missing(reason(error)) from error
     if lacking := [name for name in needed if not Path(folder, name).is_file()]:
-        raise FileNotFoundError(f"{looked}: the repository has no {' and '.join(lacking)}")
+        raise missing(f"the repository has no {' and '.join(lacking)}")
     return Path(folder)
 
 

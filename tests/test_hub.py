@@ -46,7 +46,7 @@ def test_only_the_named_files_come(hub):
     folder = hub_folder("owner/name", ["a.json"], ["b.json", "c.json"], revision="v1")
     assert sorted(path.name for path in folder.iterdir()) == ["a.json", "b.json"]
     assert hub.asked[0]["revision"] == "v1" and hub.asked[0]["local_files_only"] is False
-    with pytest.raises(FileNotFoundError, match="no folder .*; the Hub: the repository has no c.json$"):
+    with pytest.raises(FileNotFoundError, match="no folder .*: the repository has no c.json$"):
         hub_folder("owner/name", ["a.json", "c.json"])
 
 
@@ -60,6 +60,8 @@ def test_from_the_cache_of_huggingface_hub(tmp_path, monkeypatch):
     for revision in (None, "main", COMMIT):
         folder = hub_folder("owner/name", ["a.json"], revision=revision, local_files_only=True)
         assert folder == repo / "snapshots" / COMMIT
+    with pytest.raises(FileNotFoundError, match="not all in the cache .* was not to be asked"):
+        hub_folder("owner/name", ["a.json", "b.st"], local_files_only=True)
     with pytest.raises(FileNotFoundError) as caught:
         hub_folder("owner/other", ["a.json", "b.st"], local_files_only=True)
     assert str(caught.value) == (
