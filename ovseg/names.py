@@ -28,8 +28,8 @@ from ovseg.backbones.text import (
 )
 from ovseg.embedded import EMBEDDED
 from ovseg.grounders.folder import read_config
+from ovseg.grounders.partner import build_backbone
 from ovseg.names_drawn import Seen, look
-from ovseg.pipeline import build_backbone
 from ovseg.report.numbers import percent
 from ovseg.steps import write_text
 from ovseg.vocabulary import Vocabulary
@@ -161,7 +161,7 @@ def _print(rows: list[dict], looked: bool) -> None:
 
 def _backbone(source: str) -> DiffusersBackbone:
     if source == EMBEDDED:
-        backbone = build_backbone(read_config(EMBEDDED), EMBEDDED)
+        backbone = build_backbone(read_config(EMBEDDED), EMBEDDED, local_files_only=True)
     else:
         backbone = from_yaml(DiffusionBackbone, source)
     if not isinstance(backbone, DiffusersBackbone):
@@ -201,7 +201,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--vocabulary", required=True, help="clipart, voc, or a YAML file")
     parser.add_argument("--split", default="1", help="its split (1)")
     parser.add_argument("--backbone", required=True, help="clipart, or a backbone's YAML file")
-    parser.add_argument("--grounder", help="a grounder folder, or clipart: look at images too")
+    parser.add_argument(
+        "--grounder", help="a grounder folder or Hub id, or clipart: look at images"
+    )
     parser.add_argument(
         "--annotator", help="whose masks are the truth: a YAML file, or clipart (the grounder's)"
     )

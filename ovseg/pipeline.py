@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from pkgutil import resolve_name
 
 import numpy as np
 import torch
+from huggingface_hub import ModelCard, ModelHubMixin
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -17,8 +17,19 @@ from torch.nn.functional import interpolate
 
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.grounders.base import Grounder
-from ovseg.grounders.folder import load_grounder, read_config
+from ovseg.grounders.card import make_card, own_results, read_results
+from ovseg.grounders.folder import (
+    find_grounder,
+    grounder_config,
+    load_grounder,
+    read_config,
+    split_facts,
+    weights_digest,
+    write_folder,
+)
+from ovseg.grounders.partner import build_backbone, spec_differences
 from ovseg.structures import Entities, Entity, Features, Request, to_label_map
+from ovseg.vocabulary import Vocabulary
 
 
 @dataclass
@@ -44,40 +55,118 @@ class GroundedImages:
     probabilities: dict[str, NDArray[np.float32]]
 
 
-class GroundedDiffusion:
+class GroundedDiffusion(ModelHubMixin):
     """A text-to-image model that says where in its images each name is.
+
+    What it is saved as, what it is loaded from and what lies on the Hub is a grounder folder;
+    `push_to_hub` is that of huggingface_hub.
 
     Args:
         backbone: Makes images and features.
         grounder: Trained on features of that backbone.
+        vocabulary: Classes and split that the grounder was trained with; needed to save it.
+
+    Raises:
+        ValueError: If the grounder needs other features; shows the difference.
     """
 
-    def __init__(self, backbone: DiffusionBackbone, grounder: Grounder) -> None:
-        if grounder.feature_spec != backbone.feature_spec:
+    def __init__(
+        self,
+        backbone: DiffusionBackbone,
+        grounder: Grounder,
+        vocabulary: Vocabulary | None = None,
+    ) -> None:
+        if changes := spec_differences(grounder.feature_spec, backbone.feature_spec):
             raise ValueError(
-                f"the grounder needs features {grounder.feature_spec}; the backbone gives "
-                f"{backbone.feature_spec}"
+                "the grounder (there) needs other features than the backbone (here) gives: "
+                f"{'; '.join(changes)}"
             )
         self.backbone, self.grounder = backbone, grounder.eval()
+        self.trained_on = None if vocabulary is None else split_facts(vocabulary)
+        self._measured: tuple[str, dict] | None = None
 
     @classmethod
     def from_pretrained(
-        cls, source: str | Path, backbone: DiffusionBackbone | None = None
+        cls,
+        source: str | Path,
+        backbone: DiffusionBackbone | None = None,
+        *,
+        revision: str | None = None,
+        local_files_only: bool = False,
     ) -> GroundedDiffusion:
         """Load a grounder folder and the backbone that it was trained on.
 
+        Weights are read from safetensors alone, and classes only from what is installed here.
+
         Args:
-            source: A grounder folder, or "clipart", the embedded world.
+            source: A grounder folder, a Hub id such as "owner/name", or "clipart", the embedded
+                world.
             backbone: Use this one instead of building the one that the folder names.
+            revision: Commit, branch or tag of the grounder on the Hub.
+            local_files_only: Never ask the Hub, neither for the grounder nor for the backbone that
+                is built; the folder does not decide that.
 
         Raises:
-            FileNotFoundError: If there is no grounder in the folder, or no model where it says.
-            ValueError: If they do not fit together.
+            FileNotFoundError: If there is no grounder, or no model where it says.
+            ValueError: If they do not fit together; shows the difference.
         """
-        config = read_config(source)
+        folder = find_grounder(source, revision, local_files_only)
+        config = read_config(folder)
         if backbone is None:
-            backbone = build_backbone(config, source)
-        return cls(backbone, load_grounder(source, backbone))
+            backbone = build_backbone(config, source, local_files_only)
+        model = cls(backbone, load_grounder(folder, backbone))
+        model.trained_on = config.get("vocabulary")
+        if (results := own_results(folder)) is not None:
+            model._measured = weights_digest(model.grounder), results
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | Path,
+        *,
+        results: str | Path | None = None,
+        config: dict | None = None,
+        model_card_kwargs: dict | None = None,
+    ) -> None:
+        """Write a grounder folder with its model card, as a whole or not at all.
+
+        Numbers that came with the folder it was loaded from stay, unless weights or threshold
+        have changed since.
+
+        Args:
+            save_directory: Where to; an older grounder there is replaced.
+            results: The ``results.json`` of an `ovseg test` of this very grounder, for the card.
+            config: Not used: ``config.json`` follows from the model. `push_to_hub` passes it.
+            model_card_kwargs: ``{"results": PATH}``, another way of saying it, that of
+                `push_to_hub`.
+
+        Raises:
+            FileNotFoundError: If there are no such results.
+            ValueError: If the folder holds something else, the results are of something else, or
+                the vocabulary is not known.
+        """
+        scores = self._results(**({"results": results} | (model_card_kwargs or {})))
+        write_folder(save_directory, self.grounder, self.backbone, self._trained_on(), scores)
+
+    def generate_model_card(self, results: str | Path | None = None) -> ModelCard:
+        """Return the model card; arguments and errors are those of `save_pretrained`."""
+        config = grounder_config(self.grounder, self.backbone, self._trained_on())
+        return make_card(config, self._results(results))
+
+    def _results(self, results: str | Path | None) -> dict[str, dict] | None:
+        if results is not None:
+            return read_results(results)
+        if self._measured is None or self._measured[0] != weights_digest(self.grounder):
+            return None
+        return self._measured[1]
+
+    def _trained_on(self) -> dict:
+        if not self.trained_on:
+            raise ValueError(
+                "it is not known which classes the grounder was trained with; build the model "
+                "with GroundedDiffusion(backbone, grounder, vocabulary) to save it"
+            )
+        return self.trained_on
 
     def to(self, device: torch.device | str) -> GroundedDiffusion:
         """Move both parts to a device."""
@@ -180,26 +269,6 @@ def _entities(prompt: str, names: Sequence[str]) -> tuple[Entity, ...]:
         found = re.search(rf"(?<!\w){re.escape(name)}(?!\w)", prompt, flags=re.IGNORECASE)
         entities.append(Entity(0, name, found.span() if found else (-1, -1)))
     return tuple(entities)
-
-
-def build_backbone(config: dict, source: str | Path) -> DiffusionBackbone:
-    """Build the backbone that a grounder folder's configuration names.
-
-    Raises:
-        ValueError: If it does not say how, or the class cannot be imported.
-    """
-    facts = config.get("backbone") or {}
-    if "class_path" not in facts or "init_args" not in facts:
-        raise ValueError(
-            f"the grounder in {source} does not say how to build its backbone; pass backbone=..."
-        )
-    try:
-        kind = resolve_name(facts["class_path"])
-    except (ImportError, AttributeError, ValueError):
-        raise ValueError(
-            f"the backbone {facts['class_path']} of {source} cannot be imported; pass backbone=..."
-        ) from None
-    return kind(**facts["init_args"])
 
 
 def _collect(

@@ -14,7 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from ovseg.grounders.folder import folder_digest
+from ovseg.grounders.folder import find_grounder, folder_digest
 from ovseg.photos import find_photos, load_photo, locate
 from ovseg.pipeline import GroundedDiffusion
 from ovseg.report.pictures import overlay
@@ -42,8 +42,9 @@ def main(argv: Sequence[str]) -> int:
     if args.out.resolve() in {photo.resolve().parent for photo in photos}:
         raise ValueError(f"--out {args.out} is a folder of the photos: choose another one")
     settings = {key: getattr(args, key) for key in ("prompt", "seed", "samples", "tiled")}
-    facts = {"names": names, "model": folder_digest(args.model), **settings}
-    facts["min_area"] = args.min_area
+    source = find_grounder(args.model)
+    facts = {"names": names, "model": folder_digest(source), **settings}
+    facts |= {"min_area": args.min_area, "inversion_steps": args.inversion_steps}
     try:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -51,7 +52,7 @@ def main(argv: Sequence[str]) -> int:
     pending = [p for p in photos if not _done(args.out / f"{p.stem}.{RECORD}", facts)]
     failed = 0
     if pending:
-        model = GroundedDiffusion.from_pretrained(args.model).to(args.device)
+        model = _load(source, args)
         for path in tqdm(pending, desc="photos", initial=len(photos) - len(pending)):
             try:
                 photo = load_photo(path)
@@ -155,10 +156,13 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
     parser.add_argument("--names", required=True, help='what to find: "cat, sofa, potted plant"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
-    parser.add_argument("--model", default="clipart", help="a grounder folder (clipart)")
+    parser.add_argument("--model", default="clipart", help="a grounder folder or Hub id (clipart)")
     parser.add_argument("--prompt", default="", help="what the photos show (the names)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--samples", type=int, default=1, help="noise samples to average (1)")
+    parser.add_argument(
+        "--inversion-steps", type=int, default=0, help="invert in so many steps, no noise (0)"
+    )
     parser.add_argument(
         "--tiled", action="store_true", help="look at overlapping squares, not the whole squeezed"
     )
@@ -167,12 +171,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    if args.samples < 1 or not 0 <= args.min_area < 1 or args.seed < 0:
+    if args.samples < 1 or not 0 <= args.min_area < 1 or min(args.seed, args.inversion_steps) < 0:
         raise ValueError(
-            "--samples must be >= 1, --seed >= 0 and --min-area in [0, 1), got "
-            f"{args.samples}, {args.seed} and {args.min_area}"
+            "--samples must be >= 1, --seed and --inversion-steps >= 0 and --min-area in [0, 1), "
+            f"got {args.samples}, {args.seed}, {args.inversion_steps} and {args.min_area}"
         )
+    if args.samples > 1 and args.inversion_steps:
+        raise ValueError("--samples averages draws of the noise, and --inversion-steps has none")
     return args
+
+
+def _load(source: Path, args: argparse.Namespace) -> GroundedDiffusion:
+    model = GroundedDiffusion.from_pretrained(source).to(args.device)
+    if args.inversion_steps:
+        if not hasattr(model.backbone, "inversion_steps"):
+            kind = type(model.backbone).__name__
+            raise ValueError(f"{kind} cannot invert pictures: leave --inversion-steps out")
+        model.backbone.inversion_steps = args.inversion_steps
+    return model
 
 
 def _names(text: str) -> list[str]:

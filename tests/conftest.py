@@ -129,3 +129,11 @@ def tiny_grounder(tiny_pipeline, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("models") / "grounder"
     save_grounder(grounder, path, backbone, Vocabulary.load("clipart"))
     return path
+
+
+@pytest.fixture
+def hub(tmp_path, monkeypatch):
+    """Return a Hub without network, in a folder."""
+    from fake_hub import FakeHub, install
+
+    return install(FakeHub(tmp_path / "hub"), monkeypatch)

@@ -103,3 +103,12 @@ def test_a_split_whose_unseen_classes_it_was_trained_on_is_refused(annotator):
         annotator.bind(other)
     assert known and all(name in str(caught.value) for name in known)
     annotator.bind(VOCABULARY)
+
+
+def test_a_grounder_on_the_hub(annotator, backbone, hub):
+    save_grounder(annotator.grounder, hub.remote / "owner" / "name", backbone, VOCABULARY)
+    loaded = GrounderAnnotator("owner/name")
+    loaded.bind(VOCABULARY)
+    loaded.check(backbone)
+    assert loaded.describe() == annotator.describe()
+    assert len(hub.asked) == 1  # found once, then a folder

@@ -10,7 +10,14 @@ import torch
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.base import Grounder
-from ovseg.grounders.folder import folder_digest, load_grounder, save_grounder
+from ovseg.grounders.folder import (
+    find_grounder,
+    folder_digest,
+    load_grounder,
+    save_grounder,
+    split_facts,
+    write_folder,
+)
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.structures import Entities, Features
 from ovseg.vocabulary import Vocabulary
@@ -63,8 +70,9 @@ def test_round_trip(backbone, grounder, tmp_path):
     assert loaded.threshold == 0.35 and not loaded.training
     config = json.loads((tmp_path / "out" / "config.json").read_text())
     assert config["class_path"] == "ovseg.grounders.fusion.FusionGrounder"
-    assert config["vocabulary"]["split"] == "2" and "chair" not in config["vocabulary"]["seen"]
-    assert "car" in config["vocabulary"]["seen"]
+    facts = config["vocabulary"]
+    assert facts["split"] == "2" and "car" in facts["seen"] and "chair" not in facts["seen"]
+    assert sorted(facts["seen"] + facts["unseen"]) == sorted(VOCABULARY.names[1:])
     assert [path.name for path in tmp_path.iterdir()] == ["out"]  # nothing partial is left
 
 
@@ -114,8 +122,10 @@ def test_another_backbone_is_refused_with_the_difference(backbone, grounder, tmp
     load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, guidance_scale=3.0))
     with pytest.raises(ValueError, match=r"timesteps \[1.0\] there, \[501.0\] here"):
         load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, tap_steps=(2,)))
-    with pytest.raises(ValueError, match="both_branches False there, True here.*'branches': 1"):
+    with pytest.raises(ValueError, match="another backbone: branches 1 there, 2 here; digest"):
         load_grounder(tmp_path / "out", UNetBackbone(model, TAPS, steps=2, both_branches=True))
+    with pytest.raises(ValueError, match=f"backbone: taps only there: {TAPS[1]}; digest"):
+        load_grounder(tmp_path / "out", UNetBackbone(model, TAPS[:1], steps=2))
 
 
 def test_what_cannot_be_loaded(backbone, grounder, tmp_path):
@@ -161,3 +171,47 @@ def test_arguments_that_are_no_json(backbone, tmp_path):
     grounder = Plugin(backbone.feature_spec, 32, note={1, 2})
     with pytest.raises(ValueError, match="must be JSON values to be saved"):
         save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+
+
+def test_the_card_and_the_numbers_are_part_of_the_folder(backbone, grounder, tmp_path):
+    out, facts = tmp_path / "out", split_facts(VOCABULARY)
+    results = {"one_seen": {"miou": 71.5, "images": 3}}
+    write_folder(out, grounder, backbone, facts, results)
+    names = ["README.md", "config.json", "model.safetensors", "results.json"]
+    assert sorted(path.name for path in out.iterdir()) == names
+    assert "| one_seen | 3 | 71.5 | – | – | – |" in (out / "README.md").read_text()
+    assert json.loads((out / "results.json").read_text()) == results
+    save_grounder(grounder, out, backbone, VOCABULARY)  # a new training: the numbers are gone
+    assert sorted(path.name for path in out.iterdir()) == names[:3]
+    assert "Not measured." in (out / "README.md").read_text()
+
+
+def test_a_source_is_a_folder_or_on_the_hub(backbone, grounder, hub, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_grounder(grounder, "owner/name", backbone, VOCABULARY)
+    assert find_grounder("owner/name") == tmp_path.joinpath("owner/name").relative_to(tmp_path)
+    assert not hub.asked  # a folder is a folder
+    save_grounder(grounder, hub.remote / "else" / "where", backbone, VOCABULARY)
+    digest = folder_digest("owner/name")
+    assert folder_digest("else/where") == digest
+    found = find_grounder("else/where", revision="v1")
+    assert found == hub.cache / "else" / "where" and hub.asked[-1]["revision"] == "v1"
+    assert sorted(p.name for p in found.iterdir()) == ["config.json", "model.safetensors"]
+    asked = len(hub.asked)
+    for source in ("clipart", "nowhere", "a/b/c", tmp_path / "none", str(tmp_path / "none")):
+        find_grounder(source)
+    assert len(hub.asked) == asked
+    with pytest.raises(FileNotFoundError, match="config.json and model.safetensors of 'no/name'"):
+        load_grounder("no/name")
+
+
+def test_pickled_weights_are_never_read(backbone, grounder, tmp_path):
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    weights = tmp_path / "out" / "model.safetensors"
+    for name in ("pytorch_model.bin", "model.safetensors"):
+        torch.save(grounder.state_dict(), weights.with_name(name))
+    with pytest.raises(ValueError, match="cannot read .*model.safetensors"):
+        load_grounder(tmp_path / "out")
+    weights.unlink()
+    with pytest.raises(ValueError, match="cannot read .*model.safetensors"):
+        load_grounder(tmp_path / "out")

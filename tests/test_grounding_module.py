@@ -11,6 +11,7 @@ from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
 from ovseg.data.found import FoundStream
 from ovseg.grounders.attention import AttentionGrounder
+from ovseg.grounders.card import read_results
 from ovseg.grounders.folder import load_grounder, read_config
 from ovseg.modules.grounding import GroundingModule
 
@@ -86,6 +87,7 @@ def test_fit_writes_the_grounder_folder(trained):
     for name, tensor in model.grounder.state_dict().items():
         assert torch.equal(tensor.cpu(), loaded.state_dict()[name])
     assert read_config(folder / "grounder")["vocabulary"]["split"] == "1"
+    assert "Not measured." in (folder / "grounder" / "README.md").read_text()
 
 
 def test_test_from_the_folder_writes_results(trained, tmp_path):
@@ -95,7 +97,7 @@ def test_test_from_the_folder_writes_results(trained, tmp_path):
     quiet_trainer(tmp_path).test(again, source, verbose=False)
     assert again.grounder.threshold == model.grounder.threshold
     results = json.loads((tmp_path / "results.json").read_text())
-    assert list(results) == ["seen", "unseen"]
+    assert list(results) == ["seen", "unseen"] and read_results(tmp_path / "results.json")
     for name, size in (("seen", 16), ("unseen", 9)):
         scores = results[name]
         assert scores["images"] + round(scores["excluded"] * size) == size

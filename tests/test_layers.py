@@ -16,7 +16,7 @@ ALLOWED = {
     "maths": OPEN | {"maths"},
     "backbones": OPEN | {"backbones"},
     "grounders": OPEN | {"grounders"},
-    "folder": OPEN,  # grounder folders: what stages 3 and the pipeline load
+    "folder": OPEN | {"folder"},  # grounder folders: what stages 3 and the pipeline load
     "annotators": OPEN | {"annotators", "folder"},
     "segmenters": OPEN | {"segmenters"},
     "data": OPEN | {"data"},
@@ -41,13 +41,13 @@ def modules() -> dict[str, Path]:
 def layer_of(name: str) -> str:
     """Return the layer of a module inside ovseg, "top" if it may import everything."""
     package, _, rest = name.partition(".")
-    if name in ("", "structures", "vocabulary", "errors", "embedded"):
+    if name in ("", "structures", "vocabulary", "errors", "embedded", "hub"):
         return "types"
     if rest == "base":
         return "base"
     if name in ("losses", "metrics", "controls", "augment", "optim"):
         return "maths"
-    if name == "grounders.folder":
+    if name in ("grounders.folder", "grounders.card", "grounders.partner"):
         return "folder"
     if name.startswith("clipart.training"):
         return "top"

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from rich.console import Console
 
 from ovseg import GroundedDiffusion
 from ovseg.structures import Request
@@ -52,3 +53,15 @@ def test_the_mean_over_draws_of_the_noise(tiny_grounder):
     mean, _ = TOOL["ground"](model, images, requests, samples=2)
     assert not torch.equal(one, other)
     torch.testing.assert_close(mean, (one + other) / 2)
+
+
+def test_a_way_that_was_measured_is_not_measured_again(tiny_grounder, tmp_path, capsys):
+    out, source = tmp_path / "ways.json", str(tiny_grounder)
+    ways = [TOOL["Way"](source, 0, 1), TOOL["Way"](source, 3, 1)]
+    rows = TOOL["compare"](ways, 1, out)
+    assert [row["inversion_steps"] for row in rows] == [0, 3]
+    assert rows == TOOL["compare"](ways, 1, out)  # the seconds too
+    assert len(TOOL["compare"](ways, 2, out)) == 4
+    TOOL["plot"](rows, tmp_path / "ways.png")
+    TOOL["show"](rows, Console(width=140))
+    assert "inversion, 3 steps" in capsys.readouterr().out and (tmp_path / "ways.png").is_file()

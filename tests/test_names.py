@@ -119,7 +119,7 @@ def test_images_are_judged(tiny_pipeline, tiny_grounder, vocabulary, tmp_path, c
         ({"--split": "9"}, "has no split '9'"),
         ({"--backbone": "none.yaml"}, "no file none.yaml"),
         ({"--backbone": "toy"}, "is a ToyBackbone; names are read by the tokenizers of"),
-        ({"--backbone": "wrong"}, "steps must be at least 1, got 0"),
+        ({"--backbone": "wrong"}, "steps must be at least 1"),
         ({"--grounder": "somewhere"}, "give --grounder and --annotator together"),
         ({"--grounder": "somewhere", "--annotator": "clipart"}, "no grounder in somewhere"),
         ({"--images": "0"}, "--images must be >= 1 and --seed >= 0, got 0 and 0"),

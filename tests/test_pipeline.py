@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
+import torch
+from huggingface_hub import ModelCard
 from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.backbones.unet import UNetBackbone
+from ovseg.vocabulary import Vocabulary
+
+RESULTS = {"two_unseen": {"miou": 46.5, "images": 200, "presence": 70.25}}
+FILES = ["README.md", "config.json", "model.safetensors"]
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +84,16 @@ def test_with_another_backbone(tiny_grounder, pipe, tiny_pipeline):
     taps = list(pipe.backbone.feature_spec.taps)
     same = UNetBackbone(tiny_pipeline, taps, steps=2, guidance_scale=2.0)
     assert GroundedDiffusion.from_pretrained(tiny_grounder, backbone=same).backbone is same
-    with pytest.raises(ValueError, match="trained on features of another backbone"):
-        GroundedDiffusion.from_pretrained(
-            tiny_grounder, backbone=UNetBackbone(tiny_pipeline, taps, steps=2, tap_steps=(2,))
-        )
+    other = UNetBackbone(tiny_pipeline, taps, steps=2, tap_steps=(2,))
+    with pytest.raises(ValueError, match=r"another backbone: timesteps \[1.0\] there, \[501.0\] h"):
+        GroundedDiffusion.from_pretrained(tiny_grounder, backbone=other)
+    fewer = UNetBackbone(tiny_pipeline, taps[:1], steps=2, tap_steps=(1, 2))
+    with pytest.raises(ValueError) as caught:
+        GroundedDiffusion(fewer, pipe.grounder)
+    assert str(caught.value) == (
+        "the grounder (there) needs other features than the backbone (here) gives: taps only "
+        f"there: {taps[1]}; steps 1 there, 2 here"
+    )
 
 
 @pytest.mark.parametrize(
@@ -100,3 +114,79 @@ def test_refusals(pipe, prompt, names, message):
 def test_a_folder_without_a_grounder(tmp_path):
     with pytest.raises(FileNotFoundError, match="no grounder in"):
         GroundedDiffusion.from_pretrained(tmp_path)
+
+
+def names_of(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def same_masks(one: GroundedDiffusion, other: GroundedDiffusion) -> bool:
+    asked = {"prompt": "a photo of a house and a fish", "names": ["house", "fish"], "seed": 3}
+    first, second = one(**asked), other(**asked)
+    soft = all((first.probabilities[n] == second.probabilities[n]).all() for n in first.names)
+    pictures = np.array_equal(*(np.asarray(result.images[0]) for result in (first, second)))
+    return soft and pictures and (first.labels == second.labels).all()
+
+
+def test_saved_and_loaded_masks_are_equal_bit_for_bit(pipe, tiny_grounder, tmp_path):
+    pipe.save_pretrained(tmp_path / "out")
+    assert names_of(tmp_path / "out") == names_of(tiny_grounder) == FILES
+    for name in FILES:  # what `fit` writes and what is saved is the same, byte for byte
+        assert (tmp_path / "out" / name).read_bytes() == (tiny_grounder / name).read_bytes()
+    assert same_masks(pipe, GroundedDiffusion.from_pretrained(tmp_path / "out"))
+    assert names_of(tmp_path) == ["out"]
+
+
+def test_pushed_and_loaded_from_the_hub(pipe, hub, tmp_path):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps(RESULTS))
+    url = pipe.push_to_hub("owner/name", private=True, model_card_kwargs={"results": path})
+    assert url == "https://hub.test/owner/name/commit/1"
+    assert names_of(hub.remote / "owner" / "name") == sorted([*FILES, "results.json"])
+    assert hub.uploads[0]["repo_id"] == "owner/name" and hub.uploads[0]["repo_type"] == "model"
+    torch.save({"a": torch.zeros(1)}, hub.remote / "owner" / "name" / "pytorch_model.bin")
+    loaded = GroundedDiffusion.from_pretrained("owner/name", revision="v1", local_files_only=True)
+    assert hub.asked[-1]["revision"] == "v1" and hub.asked[-1]["local_files_only"] is True
+    assert names_of(hub.cache / "owner" / "name") == sorted([*FILES[1:], "results.json"])
+    assert loaded.backbone.files.local_files_only is True
+    assert same_masks(pipe, loaded)
+    loaded.push_to_hub("owner/again")  # the numbers go along
+    card = ModelCard.load(hub.remote / "owner" / "again" / "README.md")
+    assert card.data.eval_results[0].metric_value == 46.5
+
+
+def test_numbers_stay_with_the_weights_that_they_are_of(pipe, tmp_path):
+    path, out = tmp_path / "results.json", tmp_path / "out"
+    path.write_text(json.dumps(RESULTS))
+    pipe.save_pretrained(out, results=path)
+    assert "| two_unseen | 200 | 46.5 | – | – | 70.2 |" in (out / "README.md").read_text()
+    loaded = GroundedDiffusion.from_pretrained(out)
+    loaded.save_pretrained(out)
+    assert json.loads((out / "results.json").read_text()) == RESULTS
+    assert "46.5" in loaded.generate_model_card().text
+    loaded.grounder.threshold = 0.3
+    loaded.save_pretrained(out)
+    assert names_of(out) == FILES and "Not measured." in (out / "README.md").read_text()
+
+
+def test_what_cannot_be_saved(pipe, tmp_path):
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "notes.txt").write_text("mine")
+    with pytest.raises(ValueError, match="exists and holds no grounder"):
+        pipe.save_pretrained(tmp_path / "bert")
+    with pytest.raises(FileNotFoundError, match="no results .*none.json"):
+        pipe.save_pretrained(tmp_path / "out", results=tmp_path / "none.json")
+    bare = GroundedDiffusion(pipe.backbone, pipe.grounder)
+    with pytest.raises(ValueError, match="not known which classes the grounder was trained with"):
+        bare.save_pretrained(tmp_path / "out")
+    assert names_of(tmp_path) == ["bert"] and names_of(tmp_path / "bert") == ["notes.txt"]
+    named = GroundedDiffusion(pipe.backbone, pipe.grounder, Vocabulary.load("clipart"))
+    assert named.trained_on == pipe.trained_on
+
+
+def test_an_absent_grounder_is_one_line(hub):
+    with pytest.raises(FileNotFoundError) as caught:
+        GroundedDiffusion.from_pretrained("owner/name")
+    text = str(caught.value)
+    assert text.startswith("cannot find config.json and model.safetensors of 'owner/name': ")
+    assert "no folder" in text and "cache" in text and "https://" in text and "\n" not in text

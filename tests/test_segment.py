@@ -144,6 +144,16 @@ def test_a_name_that_is_not_there_is_said(tiny_grounder, tmp_path, capsys):
     assert not np.asarray(load_photo(tmp_path / "out" / "a.labels.png")).any()
 
 
+def test_a_model_on_the_hub(tiny_grounder, hub, tmp_path, capsys):
+    Image.fromarray(noise(64, 64)).save(tmp_path / "a.png")
+    shutil.copytree(tiny_grounder, hub.remote / "owner" / "name")
+    arguments = [tmp_path / "a.png", "--names", "house", "--out", tmp_path / "out", "--model"]
+    assert run(capsys, *arguments, "owner/name")[0] == 0 and len(hub.asked) == 1
+    code, _, error = run(capsys, *arguments, "owner/none")
+    assert code == 2 and error.count("\n") == 1
+    assert error.startswith("ovseg segment: cannot find config.json and model.safetensors of")
+
+
 def test_refusals(tiny_grounder, tmp_path, capsys):
     (tmp_path / "empty").mkdir()
     (tmp_path / "two").mkdir()
@@ -158,6 +168,8 @@ def test_refusals(tiny_grounder, tmp_path, capsys):
         ([photo, *good, "--names", "house, house"], "1 to 255 different names"),
         ([photo, *good, "--names", " , "], "1 to 255 different names"),
         ([photo, *good, "--samples", "0"], "--samples must be >= 1"),
+        ([photo, *good, "--inversion-steps", "-1"], "--inversion-steps >= 0"),
+        ([photo, *good, "--inversion-steps", "2", "--samples", "2"], "averages draws of the noise"),
         ([photo, *good, "--out", tmp_path], "is a folder of the photos"),
         ([photo, *good, "--model", tmp_path / "empty"], "no grounder in"),
         ([photo, *good, "--prompt", "a tree " * 40 + "and a house"], "house"),

@@ -241,7 +241,7 @@ def test_describe_is_json_and_builds_the_backbone_again(backbone):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"steps": 0}, "steps must be at least 1, got 0"),
+        ({"steps": 0}, "steps must be at least 1 and inversion_steps at least 0, got 0 and 0"),
         ({"taps": []}, "taps must name at least one"),
         ({"tap_steps": (0,)}, "tap_steps must be different numbers from 1"),
         ({"tap_steps": (1, 1)}, "tap_steps must be different numbers"),

@@ -1,19 +1,24 @@
 """Grounding of pictures that no generator made: drawn scenes, whose masks are exact.
 
-    python tools/measure_grounder.py --out runs/measure_grounder.json
+    python tools/measure_grounder.py --samples 1 4 --inversion-steps 10 50
 
-The scenes go through the autoencoder, are noised to the tapped step, and the grounder is asked for
-the names that they show, seen or unseen: no annotator has a say. One and two objects, a column each
-for images of seen and of unseen names.
+The scenes go through the autoencoder, are noised (or inverted) to the tapped step, and the grounder
+is asked for the names that they show, seen or unseen: no annotator has a say. One and two objects,
+a column each for images of seen and of unseen names. Table, JSON and a plot beside it.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
+from rich.console import Console
+from rich.table import Table
 from torch import Tensor
 from torch.nn.functional import interpolate
 from tqdm import tqdm
@@ -21,13 +26,15 @@ from tqdm import tqdm
 from ovseg import GroundedDiffusion
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.prompts import fill
-from ovseg.grounders.folder import read_config
+from ovseg.grounders.folder import folder_digest, read_config
 from ovseg.metrics import GroundingIoU
+from ovseg.steps import write_text
 from ovseg.structures import Entities, Request, entity_targets
 from ovseg.vocabulary import Vocabulary
 
 SEED, NOISE = 700_000, 1_000_000
 PROMPT = "a photo of {objects}"
+COLUMNS = ("one_seen", "one_unseen", "two_seen", "two_unseen")
 
 
 @torch.no_grad()
@@ -81,20 +88,91 @@ def measure(
     return result
 
 
+class Way(NamedTuple):
+    """How pictures are brought to the tapped step, and read there."""
+
+    grounder: str
+    inversion_steps: int
+    samples: int
+
+    @property
+    def words(self) -> str:
+        """For people."""
+        if self.inversion_steps:
+            return f"inversion, {self.inversion_steps} steps"
+        return f"noise, {self.samples} draw{'s' * (self.samples > 1)}"
+
+
+def compare(ways: Sequence[Way], scenes: int, out: Path) -> list[dict]:
+    """Measure every way that ``out`` does not hold, writing after each."""
+    rows = json.loads(out.read_text(encoding="utf-8")) if out.is_file() else []
+    for way in ways:
+        facts = {**way._asdict(), "digest": folder_digest(way.grounder), "scenes": scenes}
+        if any(facts.items() <= row.items() for row in rows):
+            continue
+        split = (read_config(way.grounder).get("vocabulary") or {}).get("split", "1")
+        model = GroundedDiffusion.from_pretrained(way.grounder)
+        model.backbone.inversion_steps = way.inversion_steps
+        vocabulary, start = Vocabulary.load("clipart", split), time.perf_counter()
+        columns = measure(model, vocabulary, scenes, way.samples)
+        images = sum(column["images"] for column in columns.values())
+        spent = (time.perf_counter() - start) / max(1, images)
+        (timestep,) = model.backbone.timesteps.tolist()[:1]
+        facts |= {"timestep": timestep, "seconds_per_image": round(spent, 4)}
+        rows.append({**facts, "columns": columns})
+        write_text(out, json.dumps(rows, indent=2))
+    return rows
+
+
+def show(rows: list[dict], console: Console) -> None:
+    """Print the rows."""
+    table = Table("grounder", "timestep", "way", *COLUMNS, "s / image", title="mIoU, drawn scenes")
+    for row in rows:
+        scores = [f"{row['columns'][column]['miou']:.1f}" for column in COLUMNS]
+        way = Way(row["grounder"], row["inversion_steps"], row["samples"])
+        place = f"{row['timestep']:g}"
+        seconds = f"{row['seconds_per_image']:.3f}"
+        table.add_row(way.grounder, place, way.words, *scores, seconds)
+    console.print(table)
+
+
+def plot(rows: list[dict], path: Path) -> None:
+    """Draw a group of bars per row: seen and unseen, one and two objects."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(8, 1 + 0.75 * len(rows)), layout="constrained")
+    axes = figure.add_subplot(xlabel="mIoU", xlim=(0, 100))
+    colors = ("#4477aa", "#ee6677", "#88aacc", "#ffaabb")
+    for number, (column, color) in enumerate(zip(COLUMNS, colors, strict=True)):
+        places = [row + 0.19 * (number - 1.5) for row in range(len(rows))]
+        values = [row["columns"][column]["miou"] for row in rows]
+        axes.barh(places, values, height=0.18, color=color, label=column.replace("_", ", "))
+        for place, value in zip(places, values, strict=True):
+            axes.annotate(f" {value:.1f}", (value, place), va="center", fontsize=7)
+    ways = [Way(r["grounder"], r["inversion_steps"], r["samples"]).words for r in rows]
+    names = [f"t = {r['timestep']:g}, {w}" for r, w in zip(rows, ways, strict=True)]
+    axes.set_yticks(range(len(rows)), names)
+    axes.invert_yaxis()
+    figure.legend(loc="outside upper center", ncols=4, fontsize=8)
+    figure.savefig(path, dpi=110)
+
+
 def main() -> None:
-    """Measure one grounder folder."""
+    """Measure, print and plot; what is in ``--out`` already is not measured again."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--grounder", default="clipart", help="grounder folder, or clipart")
-    parser.add_argument("--scenes", type=int, default=125, help="scenes of each of four columns")
-    parser.add_argument("--samples", type=int, default=1, help="draws of the noise, averaged")
-    parser.add_argument("--out", type=Path, default=Path("runs/measure_grounder.json"))
+    add = parser.add_argument
+    add("--grounder", nargs="+", default=["clipart"], help="grounder folders, or clipart")
+    add("--scenes", type=int, default=125, help="scenes of each of four columns")
+    add("--samples", type=int, nargs="+", default=[1], help="draws of the noise, averaged")
+    add("--inversion-steps", type=int, nargs="*", default=[], help="invert, in so many steps")
+    add("--out", type=Path, default=Path("runs/measure_grounder.json"))
     args = parser.parse_args()
-    split = (read_config(args.grounder).get("vocabulary") or {}).get("split", "1")
-    model = GroundedDiffusion.from_pretrained(args.grounder)
-    result = measure(model, Vocabulary.load("clipart", split), args.scenes, args.samples)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    args.out.write_text(json.dumps(result, indent=2) + "\n", encoding="utf-8")
-    print(json.dumps(result, indent=2))
+    noise = [(0, samples) for samples in args.samples]
+    inversion = [(steps, 1) for steps in args.inversion_steps]
+    ways = [Way(g, *rest) for g in args.grounder for rest in noise + inversion]
+    rows = compare(ways, args.scenes, args.out)
+    plot(rows, args.out.with_suffix(".png"))
+    show(rows, Console(width=120))
 
 
 if __name__ == "__main__":

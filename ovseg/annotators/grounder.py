@@ -8,14 +8,9 @@ from torch.nn.functional import interpolate
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.embedded import locate
 from ovseg.grounders.base import check_features
-from ovseg.grounders.folder import (
-    check_backbone,
-    folder_digest,
-    load_grounder,
-    read_config,
-)
+from ovseg.grounders.folder import find_grounder, folder_digest, load_grounder, read_config
+from ovseg.grounders.partner import check_backbone
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
 
@@ -24,18 +19,18 @@ class GrounderAnnotator(Annotator):
     """Annotate by a grounder folder.
 
     Args:
-        folder: What `fit` of a grounding module wrote, or "clipart", the embedded one.
+        folder: What `fit` of a grounding module wrote, a Hub id, or "clipart", the embedded one.
 
     Raises:
-        FileNotFoundError: If there is no grounder in the folder.
+        FileNotFoundError: If there is no grounder.
         ValueError: If it cannot be loaded.
     """
 
     def __init__(self, folder: str) -> None:
         super().__init__()
-        self.folder = folder
-        self.config = read_config(folder)
-        self.grounder = load_grounder(folder).requires_grad_(False)
+        self.folder = find_grounder(folder)
+        self.config = read_config(self.folder)
+        self.grounder = load_grounder(self.folder).requires_grad_(False)
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Take the classes of a vocabulary.
@@ -65,7 +60,7 @@ class GrounderAnnotator(Annotator):
         Raises:
             ValueError: If its digest differs; shows the difference.
         """
-        check_backbone(self.config, backbone, locate(self.folder, "grounder"))
+        check_backbone(self.config, backbone, self.folder)
 
     @torch.no_grad()
     def annotate(self, sample: DiffusionSample) -> Annotation:

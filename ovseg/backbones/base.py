@@ -64,7 +64,7 @@ class DiffusionBackbone(nn.Module, ABC):
     def encode_image(self, images: Tensor, requests: Sequence[Request]) -> Tensor:
         """Encode ``(B, 3, H, W)`` uint8 RGB and noise to the tapped steps: ``(B, S, C, h, w)``.
 
-        The noise comes from the requests' seeds.
+        Noise comes from the requests' seeds; a backbone may invert its sampling instead.
         """
 
     @abstractmethod

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,6 +13,7 @@ from ovseg.backbones.autoencoder import check_images, decode_images, encode_imag
 from ovseg.backbones.configured import ConfiguredBackbone
 from ovseg.backbones.encoders import Encoded, TextEncoders
 from ovseg.backbones.files import PipelineFiles
+from ovseg.backbones.inversion import invert
 from ovseg.backbones.placement import place
 from ovseg.backbones.reader import FeatureReader
 from ovseg.backbones.schedule import (
@@ -141,15 +143,10 @@ class DiffusersBackbone(ConfiguredBackbone):
         for request in requests:
             self.text.check(request)
         check_images(images, len(requests), self.image_size)
-        generators = [torch.Generator().manual_seed(r.seed) for r in requests]
         with self._own_precision():
             clean = encode_images(self.vae, images.to(self.device), self.dtype)
-            noise = self._noise(generators)
-            noisy = [
-                add_noise(self._schedule(self.device), clean, noise, timestep)
-                for timestep in self.timesteps.to(self.device)
-            ]
-        return torch.stack(noisy, dim=1).float()
+            reach = self._invert if self.inversion_steps else self._add_noise
+            return torch.stack(reach(clean, requests), dim=1).float()
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> Tensor:
@@ -185,6 +182,21 @@ class DiffusersBackbone(ConfiguredBackbone):
             other = self.text.without_text([request.negative_prompt for request in requests])
             text = other.then(text)
         return self.condition(text)
+
+    def _add_noise(self, clean: Tensor, requests: list[Request]) -> list[Tensor]:
+        """Noise clean latents to the tapped steps, each from its request's seed."""
+        noise = self._noise([torch.Generator().manual_seed(r.seed) for r in requests])
+        return [  # a scheduler keeps count of its steps: a fresh one for each
+            add_noise(self._schedule(self.device), clean, noise, timestep)
+            for timestep in self.timesteps.to(self.device)
+        ]
+
+    def _invert(self, clean: Tensor, requests: list[Request]) -> list[Tensor]:
+        """Follow the prompts' sampling, without guidance, back to the tapped steps."""
+        denoise = partial(self.denoise, condition=self._encode(requests, 1))
+        timesteps = self.timesteps.to(self.device)
+        scheduler = self._schedule(self.device)
+        return invert(scheduler, denoise, clean, timesteps, self.inversion_steps)
 
     def _noise(self, generators: list[torch.Generator]) -> Tensor:
         return draw_noise(self.config.latent_shape, generators, (self.device, self.dtype))

@@ -40,6 +40,8 @@ class ConfiguredBackbone(DiffusionBackbone):
         attention: Modules whose cross-attention becomes ``Features.attention``: blocks, or single
             attention modules. Sampling averages over all its calls, `features` over the tapped
             ones.
+        inversion_steps: Steps of DDIM inversion by which `encode_image` reaches the tapped steps; 0
+            adds noise instead.
         image_size: Height and width of the images; None for the size the model was made for.
         template: Sentence in which a name is embedded.
         names_in: How a name is embedded: in a "sentence" of its own, by the mean over its tokens;
@@ -72,6 +74,7 @@ class ConfiguredBackbone(DiffusionBackbone):
         both_branches: bool = False,
         scheduler: dict | None = None,
         attention: tuple[str, ...] = (),
+        inversion_steps: int = 0,
         image_size: int | None = None,
         template: str = "a photograph of a {name}",
         names_in: Literal["sentence", "prompt", "pooled"] = "sentence",
@@ -87,12 +90,13 @@ class ConfiguredBackbone(DiffusionBackbone):
         own = {k: v for k, v in locals().items() if k not in {"self", "__class__"}}
         super().__init__()
         self.init_args = {k: list(v) if isinstance(v, tuple) else v for k, v in own.items()}
-        _check(taps, steps, tap_steps, template, names_in, dtype)
+        _check(taps, (steps, inversion_steps), tap_steps, template, names_in, dtype)
         self.taps, self.steps, self.tap_steps = list(taps), steps, tuple(tap_steps)
         self.guidance_scale, self.both_branches = guidance_scale, both_branches
         self.scheduler, self.attention = scheduler, tuple(attention)
         self.probes: tuple[str, ...] = ()
         self.template, self.names_in, self.dtype = template, names_in, DTYPES[dtype]
+        self.inversion_steps = inversion_steps
         self.vae_tiling, self.offload, self.compile_options = vae_tiling, offload, compile
         self.licence = licence
         self.files = PipelineFiles(model, revision, variant, local_files_only)
@@ -163,14 +167,17 @@ class ConfiguredBackbone(DiffusionBackbone):
 
 def _check(
     taps: Sequence[str],
-    steps: int,
+    steps: tuple[int, int],
     tap_steps: Sequence[int],
     template: str,
     names_in: str,
     dtype: str,
 ) -> None:
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
+    if steps[0] < 1 or steps[1] < 0:
+        raise ValueError(
+            f"steps must be at least 1 and inversion_steps at least 0, got {steps[0]} and "
+            f"{steps[1]}"
+        )
     if not taps or len(set(taps)) < len(taps):
         raise ValueError(f"taps must name at least one module, each once, got {list(taps)}")
     if not tap_steps or len(set(tap_steps)) < len(tap_steps) or min(tap_steps) < 1:

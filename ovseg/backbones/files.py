@@ -15,6 +15,7 @@ from typing import Any
 import torch
 
 from ovseg.embedded import EMBEDDED, locate
+from ovseg.hub import is_hub_id, reason
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
 _CHUNK = 1 << 20
@@ -59,7 +60,7 @@ class PipelineFiles:
             raise FileNotFoundError(
                 f"no diffusers pipeline in {folder}: it has no model_index.json"
             )
-        if not re.fullmatch(r"[\w-][\w.-]*/[\w-][\w.-]*", self.model):
+        if not is_hub_id(self.model):
             raise FileNotFoundError(
                 f"no model {self.model!r}: give a folder, a Hub id (owner/name) or {EMBEDDED!r}"
             )
@@ -84,9 +85,8 @@ class PipelineFiles:
                 self.model, name, revision=self.revision, local_files_only=self.local_files_only
             )
         except (OSError, ValueError, EntryNotFoundError) as error:
-            line = str(error).strip().splitlines()[0]
             raise FileNotFoundError(
-                f"cannot get {name} of the model {self.model!r} from the Hub: {line}"
+                f"cannot get {name} of the model {self.model!r} from the Hub: {reason(error)}"
             ) from error
         return Path(found)
 

@@ -50,6 +50,11 @@ class DrawnScenes(Stream):
                 f"{vocabulary.name!r}; use the clipart vocabulary"
             )
 
+    def describe(self) -> dict:
+        """Return the arguments."""
+        kept = {"size": self.size, "seed": self.seed, "objects": list(self.objects)}
+        return {**super().describe(), **kept, "classes": self.classes}
+
     def taught_classes(self) -> set[int]:
         """Return the classes that are drawn: their masks are exact."""
         return set(self.vocabulary.select("all" if self.classes == "mixed" else self.classes))

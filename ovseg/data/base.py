@@ -9,7 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.structures import Batch
+from ovseg.structures import Batch, ShardPosition
 from ovseg.vocabulary import Vocabulary
 
 
@@ -29,6 +29,10 @@ class Stream(Dataset, ABC):
 
     def to(self, device: torch.device) -> None:  # noqa: B027 - optional: most streams hold no module
         """Move the modules that `complete` uses to the device."""
+
+    def describe(self) -> dict:
+        """Return JSON-ready facts for `dataset.json` that tell this stream from others."""
+        return {"class_path": f"{type(self).__module__}.{type(self).__qualname__}"}
 
     def taught_classes(self) -> set[int]:
         """Ids of the classes of which somebody drew masks that these labels come from.
@@ -52,3 +56,28 @@ class Stream(Dataset, ABC):
         `features`.
         """
         return batch
+
+
+class WritableStream(Stream):
+    """A stream that `predict` can write: its completed batches hold requests and an annotation.
+
+    Attributes:
+        shard_size: Samples per shard.
+    """
+
+    shard_size: int
+
+    @property
+    def num_shards(self) -> int:
+        """Number of shards that the stream makes."""
+        return -(-len(self) // self.shard_size)
+
+    def place(self, positions: Sequence[int]) -> ShardPosition | None:
+        """Return where consecutive positions inside one shard stand in it, else None."""
+        if not positions or list(positions) != list(range(positions[0], positions[-1] + 1)):
+            return None
+        shard, first = divmod(positions[0], self.shard_size)
+        end = min((shard + 1) * self.shard_size, len(self))
+        if positions[-1] >= end:
+            return None
+        return ShardPosition(shard, first == 0, positions[-1] + 1 == end)

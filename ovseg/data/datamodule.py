@@ -12,8 +12,7 @@ from torch.utils.data import DataLoader
 
 import ovseg
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.base import Stream
-from ovseg.data.live import LiveStream
+from ovseg.data.base import Stream, WritableStream
 from ovseg.data.loader import TrainLoader
 from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSampler
 from ovseg.structures import Batch, FeatureSpec
@@ -59,7 +58,7 @@ class SyntheticDataModule(LightningDataModule):
         train: Stream | None = None,
         val: dict[str, Stream] | None = None,
         test: dict[str, Stream] | None = None,
-        predict: dict[str, LiveStream] | None = None,
+        predict: dict[str, WritableStream] | None = None,
         num_workers: int = 0,
         seed: int = 0,
         threads: int | None = None,
@@ -195,7 +194,7 @@ class SyntheticDataModule(LightningDataModule):
         samplers = (TestSampler(s, self.batch_size, even, *self._place()) for s in streams.values())
         return [self._loader(sampler.dataset, sampler) for sampler in samplers]
 
-    def _shard_loader(self, name: str, stream: LiveStream) -> DataLoader:
+    def _shard_loader(self, name: str, stream: WritableStream) -> DataLoader:
         pending = self.pending.get(name, range(stream.num_shards))
         sampler = ShardSampler(stream, self.batch_size, stream.shard_size, pending, *self._place())
         return self._loader(stream, sampler)

@@ -8,13 +8,13 @@ import torch
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.base import Stream
+from ovseg.data.base import WritableStream
 from ovseg.data.prompts import Prompts
-from ovseg.structures import Batch, ShardPosition, to_label_map
+from ovseg.structures import Batch, to_label_map
 from ovseg.vocabulary import Vocabulary
 
 
-class LiveStream(Stream):
+class LiveStream(WritableStream):
     """A stream of diffusion samples, annotated; `predict` writes to shards what it yields.
 
     Position i is request i of the prompts: the same (prompts, seed, i) is the same sample, whoever
@@ -52,11 +52,6 @@ class LiveStream(Stream):
         self.threshold = threshold
         self.band = band
         self.shard_size = shard_size
-
-    @property
-    def num_shards(self) -> int:
-        """Number of shards that the stream makes when it is written."""
-        return -(-self.size // self.shard_size)
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the annotator the classes, and fail now if the prompts cannot be made of them."""
@@ -102,7 +97,7 @@ class LiveStream(Stream):
         """Return the requests alone; an empty list of positions gives an empty batch."""
         requests = [self.prompts.request(i, self.vocabulary, self.seed) for i in positions]
         indices = torch.tensor(list(positions), dtype=torch.long)
-        return Batch(indices, requests, position=self._place(positions))
+        return Batch(indices, requests, position=self.place(positions))
 
     def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
         """Sample and annotate.
@@ -135,13 +130,3 @@ class LiveStream(Stream):
             features=sample.features,
             annotation=annotation,
         )
-
-    def _place(self, positions: Sequence[int]) -> ShardPosition | None:
-        """Return where consecutive positions inside one shard stand in it, else None."""
-        if not positions or list(positions) != list(range(positions[0], positions[-1] + 1)):
-            return None
-        shard, first = divmod(positions[0], self.shard_size)
-        end = min((shard + 1) * self.shard_size, self.size)
-        if positions[-1] >= end:
-            return None
-        return ShardPosition(shard, first == 0, positions[-1] + 1 == end)

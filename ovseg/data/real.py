@@ -87,6 +87,11 @@ class MMSegDataset(Stream):
         if self.classes == "seen":
             table[torch.isin(table, torch.tensor(vocabulary.unseen))] = IGNORE
 
+    def describe(self) -> dict:
+        """Return the arguments."""
+        kept = {"dataset": self.config, "transforms": self.transforms, "classes": self.classes}
+        return {**super().describe(), **kept, "others": self.others, "limit": self.limit}
+
     def taught_classes(self) -> set[int]:
         """Return the classes that are not ignored."""
         return {int(i) for i in self.table.unique() if 0 < i < IGNORE}

@@ -1,8 +1,9 @@
-"""The grounder folder: a trained grounder as the other stages load it.
+"""The grounder folder: a trained grounder as the other stages load it, here or from the Hub.
 
 ``config.json`` says what it is (class_path, init_args, feature spec, text width, threshold) and
-where it comes from (backbone and its digest, vocabulary, split, seen classes);
-``model.safetensors`` holds its weights. Nothing is ever unpickled.
+where it comes from (backbone and its digest, vocabulary, split, seen and unseen classes);
+``model.safetensors`` holds its weights, ``README.md`` is its model card and ``results.json``, if it
+is there, what `ovseg test` measured. Nothing is ever unpickled.
 """
 
 from __future__ import annotations
@@ -16,12 +17,16 @@ from pkgutil import resolve_name
 from typing import Any
 
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
+from torch import Tensor
 
 import ovseg
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.embedded import locate
 from ovseg.grounders.base import Grounder
+from ovseg.grounders.card import CARD, RESULTS, make_card
+from ovseg.grounders.partner import check_backbone, first_of
+from ovseg.hub import hub_folder, is_hub_id
 from ovseg.structures import FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
@@ -33,7 +38,7 @@ _NEEDED = {"class_path", "init_args", "feature_spec", "text_width", "threshold",
 def save_grounder(
     grounder: Grounder, folder: str | Path, backbone: DiffusionBackbone, vocabulary: Vocabulary
 ) -> None:
-    """Write a grounder folder, as a whole or not at all.
+    """Write the folder of a grounder that was not measured yet, as a whole or not at all.
 
     Args:
         grounder: The trained grounder.
@@ -44,10 +49,32 @@ def save_grounder(
     Raises:
         ValueError: If the folder holds something else, or the grounder's arguments are not JSON.
     """
+    write_folder(folder, grounder, backbone, split_facts(vocabulary))
+
+
+def write_folder(
+    folder: str | Path,
+    grounder: Grounder,
+    backbone: DiffusionBackbone,
+    trained_on: dict,
+    results: dict[str, dict] | None = None,
+) -> None:
+    """Write a grounder folder with its model card, as a whole or not at all.
+
+    Args:
+        folder: Where to; an older grounder there is replaced.
+        grounder: The trained grounder.
+        backbone: Whose features it was trained on.
+        trained_on: `split_facts` of the vocabulary that it was trained with.
+        results: What `read_results` returned of a test of this grounder, if there was one.
+
+    Raises:
+        ValueError: If the folder holds something else, or the grounder's arguments are not JSON.
+    """
     folder = Path(folder)
     if folder.exists() and (not folder.is_dir() or _is_foreign(folder)):
         raise ValueError(f"{folder} exists and holds no grounder; give another output folder")
-    config = _config(grounder, backbone, vocabulary)
+    config = grounder_config(grounder, backbone, trained_on)
     try:
         text = json.dumps(config, indent=2)
     except TypeError as error:
@@ -61,8 +88,10 @@ def save_grounder(
     partial.mkdir(parents=True)
     try:
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
-        state = {name: tensor.contiguous() for name, tensor in grounder.state_dict().items()}
-        save_file(state, partial / WEIGHTS)
+        save_file(_state(grounder), partial / WEIGHTS)
+        make_card(config, results).save(partial / CARD)
+        if results is not None:
+            (partial / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
         if folder.exists():
             os.replace(folder, older)
         os.replace(partial, folder)
@@ -75,7 +104,30 @@ def _is_foreign(folder: Path) -> bool:
     return any(folder.iterdir()) and not (folder / CONFIG).is_file()
 
 
-def _config(grounder: Grounder, backbone: DiffusionBackbone, vocabulary: Vocabulary) -> dict:
+def _state(grounder: Grounder) -> dict[str, Tensor]:
+    return {name: tensor.contiguous() for name, tensor in grounder.state_dict().items()}
+
+
+def weights_digest(grounder: Grounder) -> str:
+    """Hex digest of what a test of a grounder measures: its weights and threshold."""
+    total = hashlib.sha256(save(_state(grounder)))
+    total.update(repr(float(grounder.threshold)).encode())
+    return total.hexdigest()
+
+
+def split_facts(vocabulary: Vocabulary) -> dict:
+    """Return what a grounder folder says of the vocabulary that the grounder was trained with."""
+    return {
+        "name": vocabulary.name,
+        "digest": vocabulary.digest,
+        "split": vocabulary.split,
+        "seen": [vocabulary[i].name for i in vocabulary.seen],
+        "unseen": [vocabulary[i].name for i in vocabulary.unseen],
+    }
+
+
+def grounder_config(grounder: Grounder, backbone: DiffusionBackbone, trained_on: dict) -> dict:
+    """Return the content of a grounder's ``config.json``."""
     return {
         "class_path": f"{type(grounder).__module__}.{type(grounder).__qualname__}",
         "init_args": grounder.init_args,
@@ -84,24 +136,41 @@ def _config(grounder: Grounder, backbone: DiffusionBackbone, vocabulary: Vocabul
         "threshold": float(grounder.threshold),
         "backbone": backbone.describe(),
         "backbone_digest": backbone.digest,
-        "vocabulary": {
-            "name": vocabulary.name,
-            "digest": vocabulary.digest,
-            "split": vocabulary.split,
-            "seen": [vocabulary[i].name for i in vocabulary.seen],
-        },
+        "vocabulary": trained_on,
         "ovseg": ovseg.__version__,
     }
 
 
-def read_config(folder: str | Path) -> dict[str, Any]:
-    """Read and check a grounder folder's ``config.json``.
+def find_grounder(
+    source: str | Path, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Return the folder of a grounder, downloaded if need be.
+
+    Args:
+        source: A grounder folder, a Hub id such as "owner/name", or "clipart", the embedded one.
+        revision: Commit, branch or tag on the Hub.
+        local_files_only: Never ask the Hub; use what has been downloaded before.
 
     Raises:
-        FileNotFoundError: If there is no grounder in the folder.
+        FileNotFoundError: If a Hub id is neither a folder, nor in the cache, nor on the Hub.
+    """
+    folder = locate(source, "grounder")
+    if folder.exists() or not is_hub_id(source):
+        return folder
+    return hub_folder(source, (CONFIG, WEIGHTS), (RESULTS,), revision, local_files_only)
+
+
+def read_config(source: str | Path) -> dict[str, Any]:
+    """Read and check a grounder's ``config.json``.
+
+    Args:
+        source: As in `find_grounder`.
+
+    Raises:
+        FileNotFoundError: If there is no grounder.
         ValueError: If the file is not one of ours.
     """
-    path = locate(folder, "grounder") / CONFIG
+    path = find_grounder(source) / CONFIG
     if not path.is_file():
         raise FileNotFoundError(
             f"no grounder in {path.parent}: it has no {CONFIG}; `fit` writes one to "
@@ -117,30 +186,32 @@ def read_config(folder: str | Path) -> dict[str, Any]:
     return config
 
 
-def folder_digest(folder: str | Path) -> str:
+def folder_digest(source: str | Path) -> str:
     """Hex digest of a grounder: its class, arguments, threshold and weights."""
+    folder = find_grounder(source)
     config = read_config(folder)
     facts = {key: config[key] for key in sorted(_NEEDED)}
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
-    total.update((locate(folder, "grounder") / WEIGHTS).read_bytes())
+    total.update((folder / WEIGHTS).read_bytes())
     return total.hexdigest()[:16]
 
 
-def load_grounder(folder: str | Path, backbone: DiffusionBackbone | None = None) -> Grounder:
+def load_grounder(source: str | Path, backbone: DiffusionBackbone | None = None) -> Grounder:
     """Load a grounder on CPU, in eval mode.
 
     Args:
-        folder: A grounder folder, or "clipart", the embedded one.
+        source: As in `find_grounder`.
         backbone: Whose features it will be given; None leaves that unchecked.
 
     Raises:
-        FileNotFoundError: If there is no grounder in the folder.
+        FileNotFoundError: If there is no grounder.
         ValueError: If class, weights or backbone do not fit; shows the difference.
     """
-    config, folder = read_config(folder), locate(folder, "grounder")
+    folder = find_grounder(source)
+    config = read_config(folder)
+    grounder = _build(config, folder)
     if backbone is not None:
         check_backbone(config, backbone, folder)
-    grounder = _build(config, folder)
     try:
         state = load_file(folder / WEIGHTS)
     except (OSError, SafetensorError) as error:
@@ -155,7 +226,7 @@ def load_grounder(folder: str | Path, backbone: DiffusionBackbone | None = None)
     if differing:
         raise ValueError(
             f"the weights in {folder} belong to another architecture than its {CONFIG} says: "
-            f"{'; '.join(differing[:3])}{' ...' if len(differing) > 3 else ''}"
+            f"{first_of(differing, '; ')}"
         )
     grounder.load_state_dict(state)
     grounder.threshold = float(config["threshold"])
@@ -183,26 +254,3 @@ def _build(config: dict, folder: Path) -> Grounder:
         raise ValueError(
             f"cannot build the {config['class_path']} of {folder}; has its class changed? {error}"
         ) from error
-
-
-def check_backbone(config: dict, backbone: DiffusionBackbone, folder: Path) -> None:
-    """Check that a backbone gives the features that a grounder was trained on.
-
-    Raises:
-        ValueError: If not; shows what differs.
-    """
-    if config["backbone_digest"] == backbone.digest:
-        return
-    before, now = config.get("backbone") or {}, backbone.describe()
-    before = {**before, "feature_spec": config["feature_spec"], "digest": config["backbone_digest"]}
-    now = {**now, "feature_spec": backbone.feature_spec.to_dict(), "digest": backbone.digest}
-    facts = ("model", "revision", "taps", "timesteps", "both_branches", "feature_spec", "digest")
-    changes = [
-        f"{key} {before[key]} there, {now[key]} here"
-        for key in facts
-        if key in before and key in now and before[key] != now[key]
-    ]
-    raise ValueError(
-        f"the grounder in {folder} was trained on features of another backbone: "
-        f"{'; '.join(changes)}"
-    )
