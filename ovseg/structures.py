@@ -178,12 +178,14 @@ class Annotation:
         scores: ``(B, K)`` float in [0, 1].
         found: ``(B, K)`` bool; a prompted entity that was not found carries no loss.
         instances: ``(B, H, W)`` int64 instance ids (0 = none), or None.
+        agreement: ``(B, K)`` float in [0, 1], how far a second annotator agrees, or None.
     """
 
     masks: Tensor
     scores: Tensor
     found: Tensor
     instances: Tensor | None = None
+    agreement: Tensor | None = None
 
 
 class ShardPosition(NamedTuple):

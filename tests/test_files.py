@@ -37,20 +37,6 @@ def test_digest_counts_the_files_of_the_variant(tiny_pipeline, copy):
     assert PipelineFiles(str(copy), variant="fp16").digest != digest
 
 
-def test_large_files_are_sampled(tmp_path, monkeypatch):
-    from ovseg.backbones import files
-
-    monkeypatch.setattr(files, "_WHOLE", 100)
-    monkeypatch.setattr(files, "_CHUNK", 10)
-    path = tmp_path / "model.safetensors"
-    path.write_bytes(bytes(6400))
-    before = files._content(path)
-    path.write_bytes(b"\x01" + bytes(6399))
-    assert files._content(path) != before
-    path.write_bytes(bytes(6401))
-    assert files._content(path) != before
-
-
 def test_what_is_no_model(tmp_path):
     with pytest.raises(FileNotFoundError, match="give a folder, a Hub id"):
         PipelineFiles("no such model").digest  # noqa: B018

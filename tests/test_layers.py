@@ -27,6 +27,7 @@ ALLOWED = {
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
+TRANSFORMERS = ("annotators", "backbones", "clipart.training", "pretrained")
 MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
 
 
@@ -41,7 +42,7 @@ def modules() -> dict[str, Path]:
 def layer_of(name: str) -> str:
     """Return the layer of a module inside ovseg, "top" if it may import everything."""
     package, _, rest = name.partition(".")
-    if name in ("", "structures", "vocabulary", "errors", "embedded", "hub"):
+    if name in ("", "structures", "vocabulary", "errors", "embedded", "hub", "pretrained"):
         return "types"
     if rest == "base":
         return "base"
@@ -82,6 +83,7 @@ def test_imports_only_what_lies_below(name):
     [
         (("lightning", "pytorch_lightning"), LIGHTNING),
         (("mmseg", "mmcv", "mmengine"), MMSEG),
+        (("transformers",), TRANSFORMERS),
     ],
 )
 def test_who_may_use_which_library(libraries, places):
@@ -93,6 +95,18 @@ def test_who_may_use_which_library(libraries, places):
     wrong = {n for n in users if not n.startswith(places)}
     assert not wrong, f"{libraries[0]} must not be imported by {', '.join(sorted(wrong))}"
     assert users, "the walk sees no imports at all"
+
+
+def test_transformers_is_imported_when_it_is_needed():
+    early = {
+        name
+        for name, path in modules().items()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        and ast.unparse(node).split()[1].partition(".")[0] == "transformers"
+    }
+    late = {n for n in early if not n.startswith("clipart.training")}
+    assert not late, f"import transformers inside functions: {', '.join(sorted(late))}"
 
 
 def test_no_file_is_long():

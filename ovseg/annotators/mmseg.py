@@ -13,8 +13,8 @@ from pkgutil import resolve_name
 
 import torch
 from safetensors.torch import load_file, save_file
-from torch import Tensor
 
+from ovseg.annotators.assemble import channels_of, from_regions
 from ovseg.annotators.base import Annotator
 from ovseg.embedded import locate
 from ovseg.segmenters.base import Segmenter
@@ -27,9 +27,8 @@ CONFIG, WEIGHTS = "config.json", "model.safetensors"
 class MMSegAnnotator(Annotator):
     """Annotate with a segmenter that knows some classes.
 
-    The mask of an entity is the probability of its class against the strongest other one, so it is
-    at least 0.5 exactly where the segmenter chooses the class. Classes that were not requested
-    still compete: their pixels are given to nobody.
+    The mask of an entity is the probability of its class against the strongest other one, as
+    `from_regions` has it. Classes that were not requested still compete.
 
     Args:
         checkpoint_folder: Folder written by `save_annotator`, or "clipart" for the shipped one.
@@ -83,27 +82,11 @@ class MMSegAnnotator(Annotator):
         if not hasattr(self, "requested"):
             raise ValueError("bind the annotator to a vocabulary before annotating")
         probabilities = self.segmenter(sample.images).softmax(dim=1)
-        against = _against_others(probabilities)
-        chosen = probabilities.argmax(dim=1)
-        channel, asked = self._channels_of(sample.entities.class_ids)
+        channel, asked = channels_of(
+            sample.entities.class_ids, {i: self.channels[i] for i in self.requested}
+        )
         asked = asked & sample.entities.valid
-        rows = torch.arange(len(channel), device=channel.device)[:, None]
-        masks = against[rows, channel] * asked[..., None, None]
-        region = (chosen[:, None] == channel[..., None, None]) & asked[..., None, None]
-        area = region.sum(dim=(2, 3))
-        score = (probabilities[rows, channel] * region).sum(dim=(2, 3)) / area.clamp(min=1)
-        share = area / region[0, 0].numel()
-        found = asked & (share >= max(self.min_area, 1e-9)) & (score >= self.min_score)
-        return Annotation(masks, score, found)
-
-    def _channels_of(self, class_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the segmenter's channel of each class id (0 if unknown), and whether asked for."""
-        size = max(int(class_ids.max()) if class_ids.numel() else 0, *self.requested) + 1
-        table = torch.zeros(size, dtype=torch.long, device=class_ids.device)
-        for class_id in self.requested:
-            table[class_id] = self.channels[class_id]
-        channel = table[class_ids]
-        return channel, channel > 0
+        return from_regions(probabilities, channel, asked, self.min_area, self.min_score)
 
     def describe(self) -> dict:
         """Return facts for `dataset.json`."""
@@ -113,14 +96,6 @@ class MMSegAnnotator(Annotator):
             "requested_classes": list(self.requested),
             "trained_on": sorted(self.channels),
         }
-
-
-def _against_others(probabilities: Tensor) -> Tensor:
-    """Return p / (p + strongest other p) per class; >= 0.5 exactly where the class is chosen."""
-    top = probabilities.topk(2, dim=1).values
-    best, second = top[:, :1], top[:, 1:]
-    other = torch.where(probabilities == best, second, best)
-    return probabilities / (probabilities + other).clamp(min=1e-12)
 
 
 def save_annotator(segmenter: Segmenter, folder: str | Path, vocabulary: Vocabulary) -> None:

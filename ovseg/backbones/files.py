@@ -6,8 +6,6 @@ import hashlib
 import importlib
 import json
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,10 +14,7 @@ import torch
 
 from ovseg.embedded import EMBEDDED, locate
 from ovseg.hub import is_hub_id, reason
-
-_WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
-_CHUNK = 1 << 20
-
+from ovseg.pretrained import content, licence_in, quiet
 
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "transformer")
 PARTS += ("text_encoder_2", "tokenizer_2", "text_encoder_3", "tokenizer_3")
@@ -139,8 +134,7 @@ class PipelineFiles:
             card = self.path("README.md").read_text(encoding="utf-8")
         except (OSError, ValueError):
             return None
-        found = re.search(r"^license:\s*(\S+)", card, flags=re.MULTILINE)
-        return found.group(1) if found else None
+        return licence_in(card)
 
     @cached_property
     def digest(self) -> str:
@@ -152,7 +146,7 @@ class PipelineFiles:
             for path in sorted((self.folder / part).iterdir()):
                 if self._counts(path):
                     total.update(f"{part}/{path.name}".encode())
-                    total.update(_content(path))
+                    total.update(content(path))
         return total.hexdigest()
 
     def _counts(self, path: Path) -> bool:
@@ -187,40 +181,3 @@ class PipelineFiles:
         except (OSError, RuntimeError) as error:
             line = " ".join(str(error).split())[:300]
             raise ValueError(f"cannot load {part} of the model {self.model!r}: {line}") from error
-
-
-def _content(path: Path) -> bytes:
-    """Hash a file's content; of a configuration, what its writer's version does not change."""
-    if path.name in {"config.json", "tokenizer_config.json"}:
-        data = json.loads(path.read_text(encoding="utf-8"))
-        kept = {k: v for k, v in data.items() if k[0] != "_" and k != "transformers_version"}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
-    size = path.stat().st_size
-    total = hashlib.sha256(str(size).encode())
-    starts = range(0, size, _CHUNK if size <= _WHOLE else max(_CHUNK, size // 64))
-    with path.open("rb") as file:
-        for start in starts:
-            file.seek(start)
-            total.update(file.read(_CHUNK))
-    return total.digest()
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Silence progress bars and warnings of diffusers and transformers for a while."""
-    from diffusers.utils import logging as diffusers_log
-    from transformers.utils import logging as transformers_log
-
-    logs = (diffusers_log, transformers_log)
-    levels = [log.get_verbosity() for log in logs]
-    bars = transformers_log.is_progress_bar_enabled()
-    for log in logs:
-        log.set_verbosity_error()
-    transformers_log.disable_progress_bar()
-    try:
-        yield
-    finally:
-        for log, level in zip(logs, levels, strict=True):
-            log.set_verbosity(level)
-        if bars:
-            transformers_log.enable_progress_bar()

@@ -1,0 +1,56 @@
+"""What the folders of diffusers and transformers have in common: content, licence, noise."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
+_CHUNK = 1 << 20
+
+
+def content(path: Path) -> bytes:
+    """Hash a file's content; of a configuration, what its writer's version does not change."""
+    if path.name in {"config.json", "tokenizer_config.json"}:
+        data = json.loads(path.read_text(encoding="utf-8"))
+        kept = {k: v for k, v in data.items() if k[0] != "_" and k != "transformers_version"}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
+    size = path.stat().st_size
+    total = hashlib.sha256(str(size).encode())
+    starts = range(0, size, _CHUNK if size <= _WHOLE else max(_CHUNK, size // 64))
+    with path.open("rb") as file:
+        for start in starts:
+            file.seek(start)
+            total.update(file.read(_CHUNK))
+    return total.digest()
+
+
+def licence_in(card: str) -> str | None:
+    """Return the licence that a model card names, if it names one."""
+    found = re.search(r"^license:\s*(\S+)", card, flags=re.MULTILINE)
+    return found.group(1) if found else None
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Silence progress bars and warnings of diffusers and transformers for a while."""
+    from diffusers.utils import logging as diffusers_log
+    from transformers.utils import logging as transformers_log
+
+    logs = (diffusers_log, transformers_log)
+    levels = [log.get_verbosity() for log in logs]
+    bars = transformers_log.is_progress_bar_enabled()
+    for log in logs:
+        log.set_verbosity_error()
+    transformers_log.disable_progress_bar()
+    try:
+        yield
+    finally:
+        for log, level in zip(logs, levels, strict=True):
+            log.set_verbosity(level)
+        if bars:
+            transformers_log.enable_progress_bar()
