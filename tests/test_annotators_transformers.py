@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 import tiny_transformers as tiny
 import torch
 import yaml
+from toy_data import data_module, write_dataset
 
+from ovseg.__main__ import main
 from ovseg.annotators.labelled import classes_of
 from ovseg.annotators.transformers import InstanceAnnotator, SemanticAnnotator
+from ovseg.data.live import LiveStream
+from ovseg.data.prompts import TemplatePrompts
 from ovseg.structures import DiffusionSample, Entities
 from ovseg.vocabulary import Vocabulary
 
@@ -298,3 +304,36 @@ def test_images_in_pieces_are_refused(tmp_path):
     assert annotator.probabilities(sample(32, 32, [[1]]).images).shape == (1, 6, 32, 32)
     with pytest.raises(ValueError, match="cuts images of 64 x 32 pixels into several"):
         annotator.probabilities(sample(32, 64, [[1]]).images)
+
+
+def test_a_dataset_with_instances(folders, tmp_path):
+    stream = LiveStream(
+        TemplatePrompts({1: 1}, ["car", "cat"]),
+        InstanceAnnotator(folders["eomt"], classes="all", min_score=0.01),
+        3,
+        shard_size=4,
+    )
+    with pytest.warns(UserWarning, match="never found"):
+        data = data_module(predict={"data": stream})
+        write_dataset(tmp_path, data)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    car = Vocabulary.load("clipart").id_of("car")
+    assert manifest["annotator"]["trained_on"] == [car] == manifest["requested_classes"]
+    with tarfile.open(tmp_path / "shard-000000.tar") as tar:
+        assert sum(name.endswith("instances.png") for name in tar.getnames()) == 3
+
+
+def test_the_example_replaces_the_annotator_alone(capfd):
+    folder = Path(__file__).parents[1] / "configs" / "annotated"
+    stage, layer = folder / "voc_sd15.yaml", folder / "voc_sd15_mask2former.yaml"
+    printed = []
+    for layers in (["-c", str(stage)], ["-c", str(stage), "-c", str(layer)]):
+        with pytest.raises(SystemExit):
+            main(["predict", *layers, "--print_config"])
+        printed.append(yaml.safe_load(capfd.readouterr().out))
+    streams = [config["data"]["init_args"]["predict"]["train"]["init_args"] for config in printed]
+    annotators = [stream.pop("annotator") for stream in streams]
+    assert printed[0] == printed[1]
+    assert annotators[1]["class_path"] == "ovseg.annotators.transformers.InstanceAnnotator"
+    assert annotators[1]["init_args"]["classes"] == "seen"
+    assert "checkpoint_folder" not in annotators[1]["init_args"]
