@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import importlib
 import json
-import re
 from functools import cached_property
 from pathlib import Path
 from typing import Any
