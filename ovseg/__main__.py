@@ -21,6 +21,7 @@ VERBS = {
     "test": ("ovseg.cli:run", "score on the test streams and write results.json"),
     "predict": ("ovseg.cli:run", "write a stream of annotated samples as shards"),
     "segment": ("ovseg.segment:main", "masks of named things in photographs"),
+    "prompts": ("ovseg.prompts_preview:main", "the prompts that a config asks for"),
     "names": ("ovseg.names:main", "a vocabulary's words: tokens, whether drawn, whether grounded"),
     "check": ("ovseg.contract:main", "test that a backbone keeps its contract"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),

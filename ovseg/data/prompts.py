@@ -25,11 +25,6 @@ class Prompts(ABC):
     def describe(self) -> dict:
         """Return JSON-ready facts for `dataset.json` that tell these prompts from others."""
 
-    @property
-    def class_path(self) -> str:
-        """Where the class is found."""
-        return f"{type(self).__module__}.{type(self).__qualname__}"
-
 
 class TemplatePrompts(Prompts):
     """Prompts such as "a photo of a house and a fish", their classes balanced or weighted.
@@ -96,7 +91,7 @@ class TemplatePrompts(Prompts):
     def describe(self) -> dict:
         """Return the arguments."""
         return {
-            "class_path": self.class_path,
+            "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             **self.choice.describe(),
             "templates": list(self.templates),
             "negative_prompt": self.negative_prompt,
