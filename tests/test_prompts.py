@@ -1,5 +1,7 @@
 """Prompts: balance, spans and seeds, counted over whole cycles."""
 
+import hashlib
+import json
 import re
 from collections import Counter
 from itertools import combinations, product
@@ -28,6 +30,24 @@ def test_pure_and_decided_by_the_seed(vocabulary):
     assert [r.index for r in first] == list(range(40))
     other = [prompts.request(i, vocabulary, 4) for i in range(40)]
     assert [r.prompt for r in first] != [r.prompt for r in other]
+
+
+def test_requests_are_those_of_earlier_datasets():
+    digest = hashlib.sha256()
+    arguments = [
+        {},
+        {"objects": {1: 1, 2: 3}, "classes": "all"},
+        {"objects": {2: 1}, "classes": "mixed"},
+        {"objects": {1: 1, 3: 1, 4: 2}, "templates": ["a photo of {objects}", "{objects}, drawn"]},
+        {"objects": {1: 1, 2: 1}, "classes": ["car", "bus", "cat"], "negative_prompt": "x"},
+    ]
+    for name, split in (("clipart", "1"), ("voc", "zs3")):
+        words = Vocabulary.load(name, split)
+        for prompts in (TemplatePrompts(**given) for given in arguments):
+            digest.update(json.dumps(prompts.describe()).encode())
+            for index in range(60):
+                digest.update(json.dumps(prompts.request(index, words, 31)).encode())
+    assert digest.hexdigest()[:16] == "5d1698fa7c6e3122"
 
 
 def test_shares_are_exact_over_every_period(vocabulary):

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 from functools import lru_cache
-from itertools import combinations
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +16,10 @@ FLOOR = 0.05
 """Weight of a class whose IoU is 100: it is not forgotten."""
 TRIES = 4000
 """Swaps that are tried to keep classes apart."""
+TOO_MANY = (
+    "never_together leaves no prompts of {count} objects that keep the weights: keep fewer classes "
+    "apart, or ask for fewer objects"
+)
 
 
 class WeightedChoice(BalancedChoice):
@@ -35,7 +38,8 @@ class WeightedChoice(BalancedChoice):
         classes: As in `BalancedChoice`, but not "mixed".
         weights: ``{class: weight >= 0}``; a class that is not named has weight 1.
         never_together: Lists of classes no two of which stand in one prompt. A round's order is
-            changed by swaps until none do, so that the shares stay what they are.
+            changed by swaps until none do: its counts stay, but which of them are rounded up
+            favours classes that may stand beside many, if there are few classes.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -68,9 +72,7 @@ class WeightedChoice(BalancedChoice):
         return super().describe() | more
 
     def _choose(self, count: int, turn: int, vocabulary: Vocabulary, seed: int) -> list[int]:
-        named = dict(
-            zip(vocabulary.select(list(self.weights)), self.weights.values(), strict=True)
-        )
+        named = dict(zip(vocabulary.select(list(self.weights)), self.weights.values(), strict=True))
         weights = {i: named.get(i, 1.0) for i in self._allowed(vocabulary)}
         weights = {i: weight for i, weight in weights.items() if weight}
         if max(self.shares) > len(weights):
@@ -78,11 +80,7 @@ class WeightedChoice(BalancedChoice):
                 f"a prompt of {max(self.shares)} objects needs as many classes of positive weight, "
                 f"got {len(weights)}"
             )
-        apart = frozenset(
-            pair
-            for group in self.never_together
-            for pair in combinations(sorted(vocabulary.select(group)), 2)
-        )
+        apart = tuple(vocabulary.select(group) for group in self.never_together)
         cycle, place = divmod(turn, math.ceil(len(weights) / count))
         return list(_round(tuple(weights.items()), count, apart, seed, cycle)[place])
 
@@ -123,7 +121,7 @@ def weak_classes(path: str | Path) -> dict[str, float]:
 def _round(
     weights: tuple[tuple[int, float], ...],
     count: int,
-    apart: frozenset[tuple[int, int]],
+    apart: tuple[tuple[int, ...], ...],
     seed: int,
     cycle: int,
 ) -> list[tuple[int, ...]]:
@@ -133,7 +131,7 @@ def _round(
     size = math.ceil(len(ids) / count)
     draws = raw_draws(1 + 2 * TRIES, seed, 10, count, cycle)
     marks = (np.arange(size) + unit(draws[0])) / size
-    forbidden = np.array([[tuple(sorted((a, b))) in apart for b in ids] for a in ids])
+    forbidden = _forbidden([np.isin(ids, group) for group in apart], shares, count)
     order = permutation(len(ids), seed, 11, count, cycle)
     groups = _untangle(order, shares, marks, count, forbidden, draws[1:].reshape(-1, 2))
     return [tuple(ids[groups[i]].tolist()) for i in permutation(size, seed, 12, count, cycle)]
@@ -147,6 +145,24 @@ def _inclusion(weights: list[float], count: int) -> np.ndarray:
         rest = shares * ~full
         shares = full + rest * ((count - full.sum()) / math.fsum(rest))
     return shares
+
+
+def _forbidden(groups: list[np.ndarray], shares: np.ndarray, count: int) -> np.ndarray:
+    """Return ``(N, N)`` bool: pairs of classes that are kept apart.
+
+    Args:
+        groups: ``(N,)`` bool each: classes no two of which stand in a prompt.
+        shares: ``(N,)``, what `_inclusion` returned.
+        count: Objects per prompt.
+
+    Raises:
+        ValueError: If the classes of a group would have to stand in more prompts than there are.
+    """
+    if any(shares[group].sum() > 1 + 1e-9 for group in groups):
+        raise ValueError(TOO_MANY.format(count=count))
+    pairs = [group[:, None] & group for group in groups]
+    same = np.eye(len(shares), dtype=bool)
+    return np.any([same, *pairs], axis=0) & ~same
 
 
 def _cut(order: np.ndarray, shares: np.ndarray, marks: np.ndarray, count: int) -> np.ndarray:
@@ -188,8 +204,5 @@ def _untangle(
         if still <= wrong:
             order, groups, wrong = other, rows, still
     if wrong:
-        raise ValueError(
-            f"never_together leaves no prompts of {count} objects that keep the weights: keep fewer "
-            "classes apart, or ask for fewer objects"
-        )
+        raise ValueError(TOO_MANY.format(count=count))
     return groups

@@ -152,7 +152,9 @@ def _longest(text: str, words: list[re.Match], place: int, table: _Names) -> int
     """Return where the longest name that starts at a word ends; the same place if none does."""
     best, key = place, ()
     for end in range(place + 1, min(place + table.longest, len(words)) + 1):
-        if end > place + 1 and not GAP.fullmatch(text, words[end - 2].end(), words[end - 1].start()):
+        if end > place + 1 and not GAP.fullmatch(
+            text, words[end - 2].end(), words[end - 1].start()
+        ):
             break
         key = (*key, words[end - 1].group().casefold())
         best = end if key in table.ids else best
