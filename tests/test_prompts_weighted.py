@@ -134,9 +134,10 @@ def test_results_that_cannot_be_used(tmp_path):
         path.write_text(content)
         with pytest.raises(ValueError, match="holds no results: every stream must have per_class"):
             weak_classes(path)
-    write(path, {"a": {"per_class": {"car": 101}}})
-    with pytest.raises(ValueError, match="an IoU lies outside 0..100"):
-        weak_classes(path)
+    for scores in ({"car": 101}, {}):
+        write(path, {"a": {"per_class": scores}})
+        with pytest.raises(ValueError, match=r"must hold an IoU in 0..100 of one class at least"):
+            weak_classes(path)
 
 
 @pytest.mark.parametrize(

@@ -111,8 +111,9 @@ def weak_classes(path: str | Path) -> dict[str, float]:
             f"{path} holds no results: every stream must have per_class, an IoU of each class "
             f"({type(error).__name__}: {error})"
         ) from None
-    if not all(0 <= iou <= 100 for values in scores.values() for iou in values):
-        raise ValueError(f"{path}: an IoU lies outside 0..100")
+    ious = [iou for values in scores.values() for iou in values]
+    if not ious or not all(0 <= iou <= 100 for iou in ious):
+        raise ValueError(f"{path} must hold an IoU in 0..100 of one class at least, got {ious}")
     means = {key: math.fsum(values) / len(values) for key, values in scores.items()}
     return {key: round(1 - mean / 100 + FLOOR, 6) for key, mean in means.items()}
 
