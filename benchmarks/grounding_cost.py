@@ -5,8 +5,10 @@
 
 Both sides start from the same prompts and seeds and end with the same PIL images; they take turns.
 Ours reads taps and probes at the last step and makes masks of two names per image, by a grounding
-module with random weights. Peak memory is that of a fresh process per side, weights included: all
-that it held on CPU, the allocator's own count on a GPU.
+module with random weights. As the cost is a small difference of large numbers, its parts are timed
+too: a tapped call of the U-Net, less a plain one, and the masks, over the pipeline's 50 steps; with
+fewer ``--steps`` the missing ones are added as plain calls. Peak memory is that of a fresh process
+per side, weights included: all that it held on CPU, the allocator's own count on a GPU.
 """
 
 from __future__ import annotations
@@ -39,10 +41,12 @@ from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.maps import groups_by_stride
 from ovseg.grounders.probe import ProbeGrounder
 from ovseg.pipeline import GroundedDiffusion
-from ovseg.structures import FeatureSpec
+from ovseg.structures import Entity, FeatureSpec, Request
 
 PROMPT, NAMES = "a photo of a house and a fish", ["house", "fish"]
 CONFIGS = Path(__file__).parents[1] / "configs" / "backbones"
+
+PAPER_STEPS = 50
 
 Side = Callable[[int], list[Image.Image]]
 """Makes a batch of so many images."""
@@ -76,13 +80,22 @@ def options_of(arguments: Namespace) -> dict[str, Any]:
     return {**shipped, "model": model, **chosen}
 
 
-def grounded(options: dict[str, Any], arguments: Namespace) -> Side:
-    """Return ours: images and masks."""
+def build(options: dict[str, Any], arguments: Namespace) -> GroundedDiffusion:
+    """Return ours, with a random grounding module."""
     backbone = UNetBackbone(**options)
     torch.manual_seed(0)
     head = HEADS[arguments.head](backbone.feature_spec, backbone.text_width)
-    model = GroundedDiffusion(backbone, head).to(arguments.device)
-    return lambda batch: model([PROMPT] * batch, NAMES).images
+    return GroundedDiffusion(backbone, head).to(arguments.device)
+
+
+def images_of(model: GroundedDiffusion, batch: int) -> list[Image.Image]:
+    """Make images and masks."""
+    return model([PROMPT] * batch, NAMES).images
+
+
+def grounded(options: dict[str, Any], arguments: Namespace) -> Side:
+    """Return our side: images and masks."""
+    return partial(images_of, build(options, arguments))
 
 
 def alone(options: dict[str, Any], arguments: Namespace) -> Side:
@@ -132,18 +145,50 @@ def in_child(work: Callable[..., Any], *given: Any) -> Any:
         return pool.submit(work, *given).result()
 
 
-def compare(batch: int, sides: dict[str, Side], arguments: Namespace) -> dict[str, Any]:
-    """Time both sides at one batch size."""
-    cases = {side: partial(work, batch) for side, work in sides.items()}
+def parts(model: GroundedDiffusion, batch: int) -> dict[str, Callable[[], Any]]:
+    """Return a plain call of the U-Net under guidance, a tapped one, and the masks."""
+    backbone = model.backbone
+    spans = [(start := PROMPT.index(name), start + len(name)) for name in NAMES]
+    entities = tuple(Entity(0, name, span) for name, span in zip(NAMES, spans, strict=True))
+    requests = [Request(i, i, PROMPT, entities) for i in range(batch)]
+    sample = backbone.sample(requests)
+    latents = sample.latents[:, 0].to(backbone.dtype)
+    with torch.no_grad():
+        call = (latents, sample.timesteps[0].to(backbone.device), backbone._encode(requests, 2), 2)
+    work = {
+        "plain call": partial(backbone._reader.call, *call),
+        "tapped call": partial(backbone._reader.read, *call),
+        "masks": lambda: model.grounder(sample.features, sample.entities).sigmoid(),
+    }
+    return {name: torch.no_grad()(one) for name, one in work.items()}
+
+
+def percent(seconds: dict[str, list[float]], steps: int) -> list[float]:
+    """Return, for each round, the cost of grounding in percent of the pipeline's 50 steps."""
+    rows = zip(
+        *(seconds[n] for n in ("pipeline", "plain call", "tapped call", "masks")), strict=True
+    )
+    return [
+        100 * (tapped - plain + masks) / (pipeline + (PAPER_STEPS - steps) * plain)
+        for pipeline, plain, tapped, masks in rows
+    ]
+
+
+def compare(
+    batch: int, pipeline: Side, model: GroundedDiffusion, arguments: Namespace
+) -> dict[str, Any]:
+    """Time both sides and the parts at one batch size."""
+    cases = {
+        "pipeline": partial(pipeline, batch),
+        "grounded": partial(images_of, model, batch),
+        **parts(model, batch),
+    }
     seconds = interleave(cases, arguments.repeats, arguments.device)
-    ours, theirs = seconds["grounded"], seconds["pipeline"]
     return {
-        "seconds": {side: spread(times) for side, times in seconds.items()},
-        "images_per_second": {
-            side: spread([batch / t for t in times]) for side, times in seconds.items()
-        },
-        "grounded_over_pipeline": ratios(ours, theirs),
-        "extra_seconds": spread([a - b for a, b in zip(ours, theirs, strict=True)]),
+        "seconds": {name: spread(times) for name, times in seconds.items()},
+        "images_per_second": {side: spread([batch / t for t in seconds[side]]) for side in SIDES},
+        "grounded_over_pipeline": ratios(seconds["grounded"], seconds["pipeline"]),
+        "percent_of_50_steps": spread(percent(seconds, arguments.steps)),
     }
 
 
@@ -151,14 +196,14 @@ def measure(arguments: Namespace) -> dict[str, Any]:
     """Measure memory, then time, at every batch size."""
     options = options_of(arguments)
     memory = {
-        batch: {side: in_child(peak, side, options, arguments, batch) for side in SIDES}
+        batch: {side: round(in_child(peak, side, options, arguments, batch)) for side in SIDES}
         for batch in arguments.batches
     }
-    sides = {side: make(options, arguments) for side, make in SIDES.items()}
+    pipeline, model = alone(options, arguments), build(options, arguments)
     return {
         f"batch {batch}": {
-            **compare(batch, sides, arguments),
-            "peak_mb": {side: round(mb) for side, mb in memory[batch].items()},
+            **compare(batch, pipeline, model, arguments),
+            "peak_mb": memory[batch],
         }
         for batch in arguments.batches
     }

@@ -46,6 +46,12 @@ def test_sizes_are_those_of_the_shipped_configurations(benchmark):
     assert real["variant"] == "fp16" and real["compile"] is False and real["steps"] == 3
 
 
+def test_the_cost_by_hand(benchmark):
+    seconds = {"pipeline": [10.0], "plain call": [1.0], "tapped call": [1.25], "masks": [0.75]}
+    assert benchmark.percent(seconds, steps=50) == [10.0]  # 1 second on top of 10
+    assert benchmark.percent(seconds, steps=40) == [5.0]  # ten more steps would take 10 seconds
+
+
 def test_it_runs(benchmark, tiny_pipeline, tmp_path):
     out = tmp_path / "results" / "cost.json"
     asked = ["--model", tiny_pipeline, "--batches", "2", "--steps", "2", "--repeats", "1"]
@@ -54,5 +60,6 @@ def test_it_runs(benchmark, tiny_pipeline, tmp_path):
     assert result["steps"] == 2 and result["head"] == "probe"
     found = result["batches"]["batch 2"]
     assert found["grounded_over_pipeline"]["median"] > 0
+    assert set(found["seconds"]) == {"pipeline", "grounded", "plain call", "tapped call", "masks"}
     assert set(found["images_per_second"]) == set(found["peak_mb"]) == {"pipeline", "grounded"}
     assert all(100 < mb < 4096 for mb in found["peak_mb"].values())
