@@ -22,6 +22,7 @@ VERBS = {
     "predict": ("ovseg.cli:run", "write a stream of annotated samples as shards"),
     "segment": ("ovseg.segment:main", "masks of named things in photographs"),
     "names": ("ovseg.names:main", "a vocabulary's words: tokens, whether drawn, whether grounded"),
+    "export": ("ovseg.export.command:main", "a dataset as VOC, COCO, YOLO, ADE or Hugging Face"),
     "check": ("ovseg.contract:main", "test that a backbone keeps its contract"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),
     "report": ("ovseg.quickstart_report:main", "make a quickstart's report again"),
