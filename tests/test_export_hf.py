@@ -83,8 +83,9 @@ def test_files_are_of_bounded_size(tmp_path, monkeypatch):
 def test_the_card_says_what_was_made_by_what_but_not_where(tmp_path):
     _, out = write(tmp_path)
     text = (out / "README.md").read_text(encoding="utf-8")
-    assert "12 images made by the text-to-image model `toy` (revision not recorded" in text
-    assert "licence mit" in text and "annotator `detector`" in text and "/home" not in text
+    assert "12 images with masks" in text and "/home" not in text
+    assert "text-to-image model: `toy`, revision not recorded, licence mit" in text
+    assert "masks these are: `detector`" in text
     for number, name in enumerate(ODD, start=1):
         assert f"- {number} `{name}`: {name}" in text
 

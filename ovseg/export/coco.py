@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import io
 import json
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 from pycocotools import mask as rle
 
 from ovseg.export.format import TRAIN, VAL, Format, Item, segments_of
+from ovseg.vocabulary import Vocabulary
 
 BACKGROUND = 0
 """The panoptic category of pixels that are no object; void are the ignored ones."""
@@ -22,8 +24,8 @@ class COCO(Format):
     have the background too, as a stuff category, so that they give back the label map.
     """
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(self, folder: Path, vocabulary: Vocabulary, manifest: dict) -> None:
+        super().__init__(folder, vocabulary, manifest)
         self.images: dict[str, list[dict]] = {TRAIN: [], VAL: []}
         self.instances: dict[str, list[dict]] = {TRAIN: [], VAL: []}
         self.panoptic: dict[str, list[dict]] = {TRAIN: [], VAL: []}

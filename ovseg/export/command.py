@@ -215,14 +215,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     if args.push_to_hub:
         if args.format != "hf":
             raise ValueError(f"--push-to-hub uploads --format hf, not {args.format}")
-        _check_repo(args.push_to_hub)
+        from huggingface_hub.utils import validate_repo_id
+
+        validate_repo_id(args.push_to_hub)
     return args
-
-
-def _check_repo(repo: str) -> None:
-    from huggingface_hub.utils import validate_repo_id
-
-    validate_repo_id(repo)
 
 
 def _clear(folder: Path) -> None:

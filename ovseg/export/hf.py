@@ -42,12 +42,12 @@ SCHEMA = pa.schema(
 CARD = """---
 {head}---
 
-# Synthetic segmentation data, {name}
+# Images and masks, {name}
 
-{samples} images made by the text-to-image model `{model}` (revision {revision}, licence {licence}),
-with masks by the annotator `{annotator}`. Images and masks are models' work: no person has drawn or
-corrected a mask, and what the model's licence says of its images holds for these. Written by ovseg,
-configuration `{digest}`.
+{samples} images with masks, written by ovseg with the configuration `{digest}`.
+
+- text-to-image model: `{model}`, revision {revision}, licence {licence}
+- annotator, whose masks these are: `{annotator}`
 
 `image` is RGB; `mask` holds class ids, 0 background and 255 ignore; `instances` numbers the objects
 of a mask where the annotator tells them apart, else it is empty. `names`, `class_ids`, `found` and
@@ -69,8 +69,8 @@ sample["image"], sample["mask"], sample["prompt"]
 class HF(Format):
     """``data/train-*.parquet``, ``data/validation-*.parquet`` and `README.md`, the card."""
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(self, folder: Path, vocabulary: Vocabulary, manifest: dict) -> None:
+        super().__init__(folder, vocabulary, manifest)
         (self.folder / "data").mkdir()
         self.files = {part: _Files(self.folder / "data", SPLITS[part]) for part in SPLITS}
 
@@ -133,9 +133,9 @@ def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
     model, revision = str(backbone.get("model")), backbone.get("revision")
     parts = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     head = {
-        "pretty_name": f"Synthetic segmentation data, {vocabulary.name}",
+        "pretty_name": f"Images and masks, {vocabulary.name}",
         "task_categories": ["image-segmentation"],
-        "tags": ["synthetic", "ovseg"],
+        "tags": ["ovseg"],
         "configs": [{"config_name": "default", "data_files": parts}],
     }
     return CARD.format(

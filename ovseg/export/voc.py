@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+from pathlib import Path
 
 from ovseg.export.format import TRAIN, VAL, Format, Item
 from ovseg.report.pictures import voc_picture
+from ovseg.vocabulary import Vocabulary
 
 
 class VOC(Format):
     """``JPEGImages``, ``SegmentationClass`` and ``ImageSets/Segmentation``; images stay PNGs."""
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(self, folder: Path, vocabulary: Vocabulary, manifest: dict) -> None:
+        super().__init__(folder, vocabulary, manifest)
         self.keys: dict[str, list[str]] = {TRAIN: [], VAL: []}
 
     def add(self, item: Item) -> None:

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import yaml
 
 from ovseg.errors import importing_mmseg
 from ovseg.export.format import TRAIN, VAL, Format, Item, segments_of
+from ovseg.vocabulary import Vocabulary
 
 with importing_mmseg():  # OpenCV comes with it
     import cv2
@@ -19,8 +22,8 @@ class YOLO(Format):
     a polygon of its own, in shares of width and height. There is no ignore: it becomes background.
     """
 
-    def __init__(self, *arguments) -> None:
-        super().__init__(*arguments)
+    def __init__(self, folder: Path, vocabulary: Vocabulary, manifest: dict) -> None:
+        super().__init__(folder, vocabulary, manifest)
         self.polygons = self.filled = self.pixels = 0
 
     def add(self, item: Item) -> None:
