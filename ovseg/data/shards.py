@@ -16,7 +16,8 @@ from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
 from ovseg.data.cache import FeatureCache
 from ovseg.data.manifest import read_manifest
-from ovseg.data.shard_format import StoredSample, decode_sample, index_shard
+from ovseg.data.shard_file import index_shard
+from ovseg.data.shard_format import StoredSample, decode_sample
 from ovseg.structures import IGNORE, Batch, Features
 from ovseg.vocabulary import Vocabulary
 
@@ -110,7 +111,7 @@ class ShardStream(Stream):
             labels=torch.from_numpy(labels).long(),
             found=_pad([sample.found for sample in samples]),
             latents=torch.from_numpy(np.stack([sample.latent for sample in samples])),
-            timesteps=torch.tensor(samples[0].timesteps),
+            timesteps=torch.tensor(samples[0].record.timesteps),
         )
 
     def check(self, backbone: DiffusionBackbone | None) -> None:
