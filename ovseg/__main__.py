@@ -20,6 +20,8 @@ VERBS = {
     "validate": ("ovseg.cli:run", "score on the validation streams"),
     "test": ("ovseg.cli:run", "score on the test streams and write results.json"),
     "predict": ("ovseg.cli:run", "write a stream of annotated samples as shards"),
+    "status": ("ovseg.status:main", "how far a dataset is, and what was kept of it"),
+    "refilter": ("ovseg.refilter:main", "another filter or threshold for a dataset, as another"),
     "segment": ("ovseg.segment:main", "masks of named things in photographs"),
     "names": ("ovseg.names:main", "a vocabulary's words: tokens, whether drawn, whether grounded"),
     "export": ("ovseg.export.command:main", "a dataset as VOC, COCO, YOLO, ADE or Hugging Face"),

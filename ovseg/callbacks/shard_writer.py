@@ -11,7 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.manifest import done_shards, finish, pending, prepare, read_manifest
 from ovseg.data.shard_format import encode_sample, samples_of
-from ovseg.data.shard_writing import Rejected, Shard
+from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.report.terminal import show_yield
 from ovseg.structures import IGNORE, Batch
 
@@ -146,7 +146,7 @@ class ShardWriter(Callback):
         if self.soft:
             finest = min(tap.stride for tap in data.feature_spec.taps.values())
             size = tuple(n // (self.soft_stride or finest) for n in outputs.images.shape[-2:])
-        try:
+        with telling_where(folder, place.shard):
             if place.first:
                 self._shard = Shard(folder, place.shard, config["rejected"])
             for sample in samples_of(outputs, size, stream.filter):
@@ -154,12 +154,6 @@ class ShardWriter(Callback):
             if place.last:
                 self._shard.publish()
                 self._shard = None
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"cannot write shard {place.shard} of {folder} ({error.strerror}); what was "
-                "finished is kept: mend that and run the same command again",
-            ) from error
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the dataset once every process has written its shards."""

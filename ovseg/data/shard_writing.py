@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import fcntl
 import os
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import BinaryIO, Literal
 
@@ -69,6 +70,17 @@ class Shard:
             members = {name: members[name] for name in ("__key__", "json")}
         self.files[0 if kept else 1].write(members)
 
+    def __enter__(self) -> Shard:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_) -> None:
+        """Publish it; remove it if something failed."""
+        try:
+            if kind is None:
+                self.publish()
+        finally:
+            self.drop()
+
     def publish(self) -> None:
         """Give the files their names."""
         while self.files:
@@ -79,6 +91,23 @@ class Shard:
         """Remove what has no name yet."""
         for file in self.files:
             file.drop()
+
+
+@contextmanager
+def telling_where(folder: Path, number: int) -> Iterator[None]:
+    """Say which shard could not be written, and what to do.
+
+    Raises:
+        OSError: If the disk is full, or the folder is gone.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise type(error)(
+            error.errno,
+            f"cannot write {folder / shard_name(number)} ({error.strerror}); what was finished is "
+            "kept: mend that and run the same command again",
+        ) from error
 
 
 def is_locked(path: Path) -> bool:
