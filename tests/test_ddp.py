@@ -67,15 +67,20 @@ def named(class_path: str, **init_args) -> dict:
 
 def live(seed: int, **arguments) -> dict:
     """Return the configuration of a live stream."""
-    prompts = named("ovseg.data.prompts.TemplatePrompts", objects={1: 1, 2: 3}, classes="all")
-    annotator = named("acme.annotator.ColorAnnotator", classes="all")
-    return named(
-        "ovseg.data.live.LiveStream",
-        prompts=prompts,
-        annotator=annotator,
-        **{"size": SIZE, "shard_size": SHARD, **arguments},
-        seed=seed,
-    )
+    settings = {
+        "prompts": prompts("all"),
+        "annotator": named("acme.annotator.ColorAnnotator", classes="all"),
+        "size": SIZE,
+        "seed": seed,
+        "shard_size": SHARD,
+    }
+    return named("ovseg.data.live.LiveStream", **{**settings, **arguments})
+
+
+def prompts(classes: str | list[str]) -> dict:
+    """Return the configuration of prompts."""
+    shares = {1: 1, 2: 3}
+    return named("ovseg.data.prompts.TemplatePrompts", objects=shares, classes=classes)
 
 
 def configure(path: Path, model: dict, callbacks: list[dict] = (), delay: float = 0.0, **streams):
@@ -131,8 +136,9 @@ def test_predict_killed_and_resumed_gives_the_bytes_of_one_process(dataset, tmp_
 
 def test_a_filter_and_a_quota_give_the_bytes_of_one_process(tmp_path):
     """Two processes make one shard too many, are killed, and go on."""
-    bounds = {"class_path": "ovseg.quality.QualityFilter", "init_args": {"min_area": 0.2}}
-    asked = {"size": 4, "shard_size": 4, "filter": bounds, "quota": 1, "limit": 60}
+    bounds = named("ovseg.quality.QualityFilter", min_area=0.2)
+    asked = {"size": 4, "shard_size": 4, "filter": bounds, "quota": 6, "limit": 40}
+    asked["prompts"] = prompts(["house", "fish", "car"])
     alone("predict", predict_config(tmp_path / "one", **asked))
     expected = contents(tmp_path / "one" / "set")
     shards = [name for name in expected if name.startswith("shard-")]
