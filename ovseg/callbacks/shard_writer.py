@@ -86,9 +86,7 @@ class ShardWriter(Callback):
         shards = error = None
         if trainer.is_global_zero:
             try:
-                if (
-                    not self.wants_more
-                ):  # else it is prepared, and its request older than its shards
+                if not self.wants_more:  # else it goes on in what it has prepared
                     for folder, request in zip(self._folders, requests, strict=True):
                         prepare(folder, request)
                 shards = self._pending(trainer)

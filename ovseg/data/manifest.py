@@ -111,9 +111,9 @@ def finish(folder: Path, config: dict) -> bool:
     if not settled or not done.issuperset(range(shards)):
         return False
     if not (folder / DATASET).is_file():
-        for name in map(shard_name, done.difference(range(shards))):
-            (folder / name).unlink()
-            (folder / REJECTED / name).unlink(missing_ok=True)
+        for path in [p for part in ("", REJECTED) for p in (folder / part).glob("shard-*.tar*")]:
+            if shard_number(path) >= shards:
+                path.unlink()
         write_json(folder / DATASET, describe_shards(folder, read_request(folder), shards))
     return True
 
