@@ -12,8 +12,10 @@ from webdataset import TarWriter
 
 from ovseg.__main__ import main
 from ovseg.data.manifest import describe_shards, write_json
-from ovseg.data.shard_format import StoredSample, encode_sample, shard_name
+from ovseg.data.shard_file import shard_name
+from ovseg.data.shard_format import Record, StoredSample, encode_sample
 from ovseg.export.format import part_of
+from ovseg.quality import Facts, label_facts
 from ovseg.vocabulary import Vocabulary
 
 SHARE = 0.3
@@ -47,7 +49,11 @@ def make_sample(index: int, classes: int, instances: bool) -> StoredSample:
     asked = request(index, 'one, "two" \n ß', "one", "two")
     entities = tuple(e._replace(class_id=i) for e, i in zip(asked.entities, ids, strict=True))
     asked = asked._replace(entities=entities)
-    sample = StoredSample(asked, image, mask, latent, [1.0], [True, True], [0.5, 0.25])
+    facts = [
+        Facts(entity.name, True, score, uncertain=0.0, **label_facts(mask, entity.class_id))
+        for entity, score in zip(entities, (0.5, 0.25), strict=True)
+    ]
+    sample = StoredSample(Record(asked, facts, [1.0], ["", ""]), image, mask, latent)
     return replace(sample, instances=numbers.astype(np.uint16)) if instances else sample
 
 
@@ -58,9 +64,11 @@ def write_samples(
     folder.mkdir()
     classes = Vocabulary.load(vocabulary)
     samples = [make_sample(n, len(classes.classes), instances) for n in range(count)]
-    paths = [folder / shard_name(n) for n in range(2)]
-    for path, part in zip(paths, (samples[:7], samples[7:]), strict=True):
-        with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+    for number, part in enumerate((samples[:7], samples[7:])):
+        with (
+            (folder / shard_name(number)).open("wb") as file,
+            TarWriter(file, encoder=False, mtime=0) as tar,
+        ):
             for sample in part:
                 tar.write(encode_sample(sample))
     config = {
@@ -69,11 +77,12 @@ def write_samples(
             "digest": classes.digest,
             "split": classes.split,
             "num_classes": classes.num_classes,
+            "keys": ["background", *(c.key for c in classes.classes)],
         },
         "backbone": {"model": "/home/me/models/toy", "revision": None, "licence": "mit"},
         "annotator": {"source": "mmseg:/home/me/detector"},
     }
-    manifest = describe_shards({"config": config, "environment": {}}, paths, classes)
+    manifest = describe_shards(folder, {"config": config, "environment": {}}, 2)
     write_json(folder / "dataset.json", manifest)
     return samples
 
@@ -92,9 +101,3 @@ def key(sample: StoredSample) -> str:
 def part(sample: StoredSample) -> str:
     """Return "train" or "val"."""
     return part_of(key(sample), SHARE)
-
-
-def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file below a folder."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

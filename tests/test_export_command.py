@@ -9,8 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from exported import ODD, contents, export, vocabulary_of, write_samples
-from toy_data import data_module, live_stream, write_dataset
+from exported import ODD, export, vocabulary_of, write_samples
+from toy_data import contents, data_module, live_stream, write_dataset
 
 from ovseg.__main__ import main
 

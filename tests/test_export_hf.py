@@ -39,7 +39,7 @@ def check(row, sample, picture=np.array):
         assert np.array_equal(picture(row["instances"]), sample.instances)
     assert row["names"] == ["one", "two"] and row["seed"] == request.seed
     assert row["class_ids"] == [e.class_id for e in request.entities]
-    assert row["found"] == sample.found and row["scores"] == sample.scores
+    assert row["found"] == [True, True] and row["scores"] == [0.5, 0.25]
 
 
 @pytest.mark.parametrize("instances", [True, False])

@@ -4,8 +4,9 @@ import json
 
 import numpy as np
 import pytest
-from exported import contents, export, key, part, vocabulary_of, write_samples
+from exported import export, key, part, vocabulary_of, write_samples
 from PIL import Image
+from toy_data import contents
 
 from ovseg.data.real import MMSegDataset
 from ovseg.vocabulary import Vocabulary

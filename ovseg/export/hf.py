@@ -91,7 +91,7 @@ class HF(Format):
             "names": [entity.name for entity in request.entities],
             "class_ids": [entity.class_id for entity in request.entities],
             "found": sample.found,
-            "scores": sample.scores,
+            "scores": [facts.score for facts in sample.record.facts],
         }
         self.files[item.part].add(row, sum(len(p["bytes"]) for p in pictures.values()))
 
