@@ -19,10 +19,12 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from ovseg.clipart.stream import DrawnScenes
-from ovseg.data.manifest import describe_shards, write_json
+from ovseg.data.manifest import DATASET, describe_shards, write_json
 from ovseg.data.samplers import shuffled_batches
-from ovseg.data.shard_format import StoredSample, encode_sample, shard_name
+from ovseg.data.shard_file import shard_name
+from ovseg.data.shard_format import Record, StoredSample, encode_sample
 from ovseg.data.shards import ShardStream
+from ovseg.quality import Facts
 from ovseg.structures import Entity, Request
 from ovseg.vocabulary import Vocabulary
 
@@ -42,13 +44,15 @@ def make_samples(count: int, size: int, vocabulary: Vocabulary) -> list[StoredSa
         mask = Image.fromarray(batch.labels[0].to(torch.uint8).numpy())
         samples.append(
             StoredSample(
-                request=Request(index, index, "a photo of drawn things", entities),
+                record=Record(
+                    Request(index, index, "a photo of drawn things", entities),
+                    [Facts(entity.name, True, 1.0) for entity in entities],
+                    [1.0],
+                    [""] * len(ids),
+                ),
                 image=np.array(image.resize((size, size), Image.Resampling.BICUBIC)),
                 mask=np.array(mask.resize((size, size), Image.Resampling.NEAREST)),
                 latent=random.standard_normal((1, 4, grid, grid)).astype(np.float32),
-                timesteps=[1.0],
-                found=[True] * len(ids),
-                scores=[1.0] * len(ids),
             )
         )
     return samples
@@ -57,10 +61,9 @@ def make_samples(count: int, size: int, vocabulary: Vocabulary) -> list[StoredSa
 def write(samples: list[StoredSample], folder: Path, shard_size: int, words: Vocabulary) -> None:
     """Write shards with their `dataset.json`, and the same PNGs as files beside them."""
     (folder / "files").mkdir()
-    paths = []
     for number, start in enumerate(range(0, len(samples), shard_size)):
-        paths.append(folder / shard_name(number))
-        with paths[-1].open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        path = folder / shard_name(number)
+        with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
             for sample in samples[start : start + shard_size]:
                 members = encode_sample(sample)
                 tar.write(members)
@@ -68,9 +71,14 @@ def write(samples: list[StoredSample], folder: Path, shard_size: int, words: Voc
                     place = folder / "files" / f"{sample.request.index:08d}.{kind}.png"
                     place.write_bytes(members[f"{kind}.png"])
     facts = {"name": words.name, "digest": words.digest, "split": words.split}
-    config = {"vocabulary": {**facts, "num_classes": words.num_classes}, "latents_digest": None}
+    keys = ["background", *(c.key for c in words.classes)]
+    config = {
+        "vocabulary": {**facts, "num_classes": words.num_classes, "keys": keys},
+        "latents_digest": None,
+    }
+    shards = -(-len(samples) // shard_size)
     request = {"config": config, "environment": {}}
-    write_json(folder / "dataset.json", describe_shards(request, paths, words))
+    write_json(folder / DATASET, describe_shards(folder, request, shards))
 
 
 def read_files(folder: Path, positions: list[int]) -> tuple[Tensor, Tensor]:

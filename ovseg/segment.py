@@ -17,7 +17,7 @@ from tqdm import tqdm
 from ovseg.grounders.folder import find_grounder, folder_digest
 from ovseg.photos import find_photos, load_photo, locate
 from ovseg.pipeline import GroundedDiffusion
-from ovseg.report.pictures import overlay
+from ovseg.report.pictures import overlay, voc_color, voc_picture
 from ovseg.steps import write_text
 
 RECORD = "segments.json"
@@ -105,9 +105,8 @@ def write(
     out: Path, path: Path, photo: Image.Image, labels: np.ndarray, found: dict, facts: dict
 ) -> None:
     """Write ``STEM.labels.png``, ``STEM.overlay.png`` and, last, ``STEM.segments.json``."""
-    picture = Image.fromarray(labels)
-    picture.putpalette([value for i in range(256) for value in voc_color(i)])
-    for part, image in (("labels", picture), ("overlay", draw(photo, labels, found))):
+    pictures = {"labels": voc_picture(labels), "overlay": draw(photo, labels, found)}
+    for part, image in pictures.items():
         partial = out / f".{path.stem}.{part}.{os.getpid()}.tmp"
         try:
             image.save(partial, format="PNG")
@@ -138,15 +137,6 @@ def draw(photo: Image.Image, labels: np.ndarray, found: dict[str, dict]) -> Imag
         pen.rectangle((4, y + 4, 16, y + 16), fill=voc_color(facts["id"]))
         pen.text((24, y + 2), there, font=font, fill="black" if facts["present"] else "gray")
     return table
-
-
-def voc_color(number: int) -> tuple[int, int, int]:
-    """Return the colour of PASCAL VOC's palette: the bits of the number, dealt to three bytes."""
-    color = [0, 0, 0]
-    for bit in range(8):
-        for channel in range(3):
-            color[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
-    return tuple(color)
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:

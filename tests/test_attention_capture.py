@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import weakref
+from functools import partial
+
 import pytest
 import torch
+from geometries import geometry
+from torch import Tensor
 from torch.nn.functional import interpolate
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from toy_data import request
 
 from ovseg.backbones.attention import AttentionCapture, ProbeRecorder
 from ovseg.backbones.files import PipelineFiles
-from ovseg.backbones.unet import UNetConfig
+from ovseg.backbones.unet import UNetBackbone, UNetConfig
 
 
 @pytest.fixture
@@ -66,6 +74,125 @@ def test_mean_over_calls_layers_and_the_conditional_half(unet):
         unet(latents[order], time, text[order], return_dict=False)
     torch.testing.assert_close(capture.mean(), sum(means) / 2, atol=1e-6, rtol=1e-4)
     assert (means[0] - means[1]).abs().max() > 1e-4
+
+
+@torch.no_grad()
+def test_sampling_averages_over_all_its_calls_as_daam_does(tiny_pipeline):
+    from diffusers import StableDiffusionPipeline
+
+    layers = [
+        f"{block}.attentions.0.transformer_blocks.0.attn2"
+        for block in ("down_blocks.1", "mid_block")
+    ]
+    requests = [
+        request(0, "a photo of a house and a fish", "house", "fish"),
+        request(1, "a photo of a key", "key"),
+    ]
+    backbone = UNetBackbone(tiny_pipeline, ["conv_in"], steps=5, attention=layers)
+    found = backbone.sample(requests).features.attention
+
+    pipe = StableDiffusionPipeline.from_pretrained(tiny_pipeline, safety_checker=None)
+    pipe.set_progress_bar_config(disable=True)
+    steps: dict[str, list[Tensor]] = {name: [] for name in layers}
+
+    def keep(name, layer, args, kwargs):
+        hidden, text = args[0][2:], kwargs["encoder_hidden_states"][2:]  # the conditional half
+        query, key = layer.to_q(hidden), layer.to_k(text)
+        width, probabilities = query.shape[2] // layer.heads, 0.0
+        for head in range(layer.heads):
+            own = slice(head * width, (head + 1) * width)
+            scores = query[..., own] @ key[..., own].mT / width**0.5
+            probabilities += scores.softmax(dim=2) / layer.heads
+        steps[name].append(probabilities)  # (2, h * w, tokens)
+
+    for name in layers:
+        pipe.unet.get_submodule(name).register_forward_pre_hook(
+            partial(keep, name), with_kwargs=True
+        )
+    generators = [torch.Generator().manual_seed(r.seed) for r in requests]
+    pipe([r.prompt for r in requests], num_inference_steps=5, generator=generators)
+
+    def mean_over(chosen: slice, row: int, name: str) -> Tensor:
+        ids, own = (pipe.tokenizer(text)["input_ids"] for text in (requests[row].prompt, name))
+        own = own[1:-1]
+        (start,) = (i for i in range(len(ids)) if ids[i : i + len(own)] == own)
+        total = torch.zeros(16, 16)
+        for calls in steps.values():
+            for call in calls[chosen]:
+                of_name = call[row, :, start : start + len(own)].mean(dim=1)
+                side = int(len(of_name) ** 0.5)
+                of_name = of_name.reshape(1, 1, side, side)
+                total += interpolate(of_name, size=16, mode="bilinear")[0, 0]
+        return total / (len(steps) * len(steps[layers[0]][chosen]))
+
+    assert [len(calls) for calls in steps.values()] == [5, 5]
+    for row, column, name in ((0, 0, "house"), (0, 1, "fish"), (1, 0, "key")):
+        expected = mean_over(slice(None), row, name)
+        torch.testing.assert_close(found[row, column], expected, atol=1e-6, rtol=1e-4)
+        assert not torch.allclose(mean_over(slice(4, None), row, name), expected, rtol=1e-3)
+
+
+class Meter(TorchDispatchMode):
+    """Count the bytes of tensors that were made while it was on and are still alive."""
+
+    held = peak = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        made = func(*args, **(kwargs or {}))
+        given = {s._cdata for s in storages((args, kwargs))}
+        for storage in storages(made):
+            if storage._cdata not in given:  # no view, nothing in place
+                self.count(storage.nbytes())
+                weakref.finalize(storage, self.count, -storage.nbytes())
+        return made
+
+    def count(self, more: int) -> None:
+        self.held += more
+        self.peak = max(self.peak, self.held)
+
+
+def storages(tree) -> list[torch.UntypedStorage]:
+    return [x.untyped_storage() for x in tree_leaves(tree) if isinstance(x, Tensor)]
+
+
+def test_the_meter_counts_what_is_alive():
+    meter, before = Meter(), torch.ones(8)
+    with meter:
+        view, kept = before[2:], before * 2  # 32 bytes
+        (before + kept).sum()  # 32, 4
+        before.add_(1)
+    assert (meter.held, meter.peak) == (32, 68)
+    del kept, view
+    assert meter.held == 0
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_memory_at_the_size_of_stable_diffusion_1_5(dtype, monkeypatch):
+    network, _ = geometry("sd15").meta()
+    network.to(dtype)
+    batch, names, tokens, side = 2, 4, 77, 64
+    capture = AttentionCapture(network, ["down_blocks", "mid_block", "up_blocks"])  # all 16 layers
+    meter, add, held = Meter(), capture.add, []
+
+    def metered(*args, **more):
+        with meter:
+            add(*args, **more)
+
+    monkeypatch.setattr(capture, "add", metered)
+    inputs = (
+        torch.empty(2 * batch, 4, side, side, dtype=dtype, device="meta"),  # under guidance
+        torch.empty(1, device="meta"),
+        torch.empty(2 * batch, tokens, 768, dtype=dtype, device="meta"),
+    )
+    with capture.watching([[[5, 6]] * names] * batch, size=side):
+        for _ in range(3):
+            network(*inputs)
+            held.append(meter.held)
+        assert capture._count == 3 * 16
+    sums, weights = batch * names * side**2 * 4, batch * names * tokens * 4
+    assert held == [sums + weights] * 3  # float32, whatever the number of calls
+    assert meter.peak < batch * 64 * 2**20
 
 
 def test_refusals(unet):

@@ -65,18 +65,22 @@ def named(class_path: str, **init_args) -> dict:
     return {"class_path": class_path, "init_args": init_args}
 
 
-def live(seed: int) -> dict:
+def live(seed: int, **arguments) -> dict:
     """Return the configuration of a live stream."""
-    prompts = named("ovseg.data.prompts.TemplatePrompts", objects={1: 1, 2: 3}, classes="all")
-    annotator = named("acme.annotator.ColorAnnotator", classes="all")
-    return named(
-        "ovseg.data.live.LiveStream",
-        prompts=prompts,
-        annotator=annotator,
-        size=SIZE,
-        seed=seed,
-        shard_size=SHARD,
-    )
+    settings = {
+        "prompts": prompts("all"),
+        "annotator": named("acme.annotator.ColorAnnotator", classes="all"),
+        "size": SIZE,
+        "seed": seed,
+        "shard_size": SHARD,
+    }
+    return named("ovseg.data.live.LiveStream", **{**settings, **arguments})
+
+
+def prompts(classes: str | list[str]) -> dict:
+    """Return the configuration of prompts."""
+    shares = {1: 1, 2: 3}
+    return named("ovseg.data.prompts.TemplatePrompts", objects=shares, classes=classes)
 
 
 def configure(path: Path, model: dict, callbacks: list[dict] = (), delay: float = 0.0, **streams):
@@ -98,10 +102,12 @@ def configure(path: Path, model: dict, callbacks: list[dict] = (), delay: float 
     return path
 
 
-def predict_config(folder: Path, delay: float = 0.0) -> Path:
+def predict_config(folder: Path, delay: float = 0.0, **arguments) -> Path:
     writer = named("ovseg.callbacks.shard_writer.ShardWriter", output=str(folder / "set"))
     module = named("ovseg.modules.dataset.DatasetModule")
-    return configure(folder / "predict.yaml", module, [writer], delay, predict={"data": live(0)})
+    return configure(
+        folder / "predict.yaml", module, [writer], delay, predict={"data": live(0, **arguments)}
+    )
 
 
 @pytest.fixture(scope="module")
@@ -126,6 +132,28 @@ def test_predict_killed_and_resumed_gives_the_bytes_of_one_process(dataset, tmp_
     # one shard is pending, for two processes
     run("predict", predict_config(tmp_path))
     assert contents(output) == contents(dataset)
+
+
+def test_a_filter_and_a_quota_give_the_bytes_of_one_process(tmp_path):
+    """Two processes make one shard too many, are killed, and go on."""
+    bounds = named("ovseg.quality.QualityFilter", min_area=0.2)
+    asked = {"size": 4, "shard_size": 4, "filter": bounds, "quota": 6, "limit": 40}
+    asked["prompts"] = prompts(["house", "fish", "car"])
+    alone("predict", predict_config(tmp_path / "one", **asked))
+    expected = contents(tmp_path / "one" / "set")
+    shards = [name for name in expected if name.startswith("shard-")]
+    assert len(shards) % 2 == 0  # the first alone, then two by two: one is not needed
+    output = tmp_path / "two" / "set"
+    with start("predict", predict_config(tmp_path / "two", delay=1.0, **asked)) as process:
+        deadline = time.monotonic() + 500
+        while not (output / "shard-000001.tar").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.02)
+        os.killpg(process.pid, signal.SIGKILL)
+    assert "dataset.json" not in contents(output)
+    printed = run("predict", predict_config(tmp_path / "two", **asked))
+    assert contents(output) == expected
+    assert printed.count("samples kept") == 1
 
 
 def grounding(folder: Path, dataset: Path) -> tuple[dict, dict]:

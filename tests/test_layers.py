@@ -44,7 +44,7 @@ def layer_of(name: str) -> str:
     package, _, rest = name.partition(".")
     if name in ("", "structures", "vocabulary", "errors", "embedded", "hub", "pretrained"):
         return "types"
-    if rest == "base":
+    if rest == "base" or name == "quality":
         return "base"
     if name in ("losses", "metrics", "controls", "augment", "optim"):
         return "maths"

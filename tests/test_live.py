@@ -61,6 +61,17 @@ def test_place_in_the_dataset():
     assert stream[[3, 4]].position is None and stream[[2, 1]].position is None
 
 
+def test_with_a_quota_positions_go_to_the_limit():
+    stream = make_stream(size=4, shard_size=4, quota=2, limit=10)
+    assert len(stream) == 10 and stream.num_shards == 3
+    assert stream[[8, 9]].position == ShardPosition(2, True, True)
+    assert {key: stream.describe()[key] for key in ("size", "quota", "limit")} == {
+        "size": 4,
+        "quota": 2,
+        "limit": 10,
+    }
+
+
 def test_empty_batch_passes_through():
     stream = make_stream()
     batch = stream.complete(stream[[]], ToyBackbone())

@@ -7,9 +7,17 @@ from collections import Counter
 import pytest
 from toy_data import data_module, live_stream, write_dataset
 
-from ovseg.data.manifest import differences, digest_of, prepare, read_manifest
+from ovseg.data.manifest import differences, digest_of, pending, prepare, read_manifest
 
-REQUEST = {"config": {"seed": 0}, "environment": {"threads": 1}}
+
+def request(seed=0, threads=1):
+    config = {"seed": seed, "size": 5, "shard_size": 2}
+    return {"config": config, "environment": {"threads": threads}}
+
+
+def prepared(folder, request):
+    prepare(folder, request)
+    return pending(folder, request["config"])
 
 
 def test_dataset_json(tmp_path):
@@ -28,6 +36,7 @@ def test_dataset_json(tmp_path):
         "digest": vocabulary.digest,
         "split": "1",
         "num_classes": 21,
+        "keys": ["background", *(c.key for c in vocabulary.classes)],
     }
     assert manifest["requested_classes"] == list(range(1, 21))
     assert manifest["annotator"]["source"] == "acme colours"
@@ -63,28 +72,37 @@ def test_counts(tmp_path):
 
 def test_prepare_lists_what_is_missing(tmp_path):
     folder = tmp_path / "new" / "set"
-    assert prepare(folder, REQUEST, 3) == [0, 1, 2]
+    assert prepared(folder, request()) == [0, 1, 2]
     (folder / "shard-000001.tar").write_bytes(b"done")
     (folder / "shard-000002.tar.tmp").write_bytes(b"half")
-    assert prepare(folder, REQUEST, 3) == [0, 2]
+    assert prepared(folder, request()) == [0, 2]
     assert [p.name for p in folder.glob("*.tmp")] == ["shard-000002.tar.tmp"]  # maybe another's
 
 
+def test_a_filtered_shard_is_done_with_its_rejects(tmp_path):
+    asked = request()
+    asked["config"]["rejected"] = "drop"
+    (tmp_path / "shard-000001.tar").write_bytes(b"done")
+    assert pending(tmp_path, asked["config"]) == [0, 1, 2]
+    (tmp_path / "rejected").mkdir()
+    (tmp_path / "rejected" / "shard-000001.tar").write_bytes(b"done")
+    assert pending(tmp_path, asked["config"]) == [0, 2]
+
+
 def test_prepare_refuses(tmp_path):
-    prepare(tmp_path, REQUEST, 2)
-    other = {"config": {"seed": 1}, "environment": {"threads": 1}}
-    prepare(tmp_path, other, 2)  # nothing was made yet: another choice is fine
+    prepare(tmp_path, request())
+    prepare(tmp_path, request(seed=1))  # nothing was made yet: another choice is fine
     (tmp_path / "shard-000000.tar").write_bytes(b"done")
     with pytest.raises(ValueError, match="seed is 1 there, 0 here"):
-        prepare(tmp_path, REQUEST, 2)
-    threads = {"config": {"seed": 1}, "environment": {"threads": 2}}
+        prepare(tmp_path, request())
     with pytest.raises(ValueError, match="threads is 1 there, 2 here"):
-        prepare(tmp_path, threads, 2)
-    (tmp_path / "shard-000001.tar").write_bytes(b"done")
-    assert prepare(tmp_path, threads, 2) == []  # complete: of use anywhere
+        prepare(tmp_path, request(seed=1, threads=2))
+    for number in (1, 2):
+        (tmp_path / f"shard-{number:06d}.tar").write_bytes(b"done")
+    assert prepared(tmp_path, request(seed=1, threads=2)) == []  # complete: of use anywhere
     (tmp_path / "request.json").unlink()
     with pytest.raises(ValueError, match="holds shards but no request.json"):
-        prepare(tmp_path, REQUEST, 2)
+        prepare(tmp_path, request())
 
 
 def test_differences_name_the_place():

@@ -12,6 +12,7 @@ from toy_data import data_module, write_dataset
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.photographs import PhotographStream
 from ovseg.data.shards import ShardStream
+from ovseg.quality import QualityFilter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -98,3 +99,11 @@ def test_bad_arguments_are_refused(arguments):
 def test_without_a_backbone_it_is_refused():
     with pytest.raises(ValueError, match=r"set data\.backbone"):
         PhotographStream(Album()).check(None)
+
+
+def test_photographs_are_filtered_as_any_other_samples(tmp_path):
+    """The classes of the first cover 4 and 8 of 32 rows, that of the second 3 columns."""
+    stream = PhotographStream(Album(), filter=QualityFilter(min_area=0.1))
+    write_dataset(tmp_path, data_module(predict={"data": stream}))
+    numbers = json.loads((tmp_path / "dataset.json").read_text())["yield"]
+    assert (numbers["kept"], numbers["reasons"]) == (2, {"area < 0.1": 1})

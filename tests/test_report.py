@@ -12,7 +12,15 @@ from rich.console import Console
 
 from ovseg.report import numbers, page, terminal
 from ovseg.report.bars import bars
-from ovseg.report.pictures import Picture, colorize, data_uri, load_pictures, overlay
+from ovseg.report.pictures import (
+    Picture,
+    colorize,
+    data_uri,
+    load_pictures,
+    overlay,
+    voc_color,
+    voc_picture,
+)
 from ovseg.vocabulary import Vocabulary
 
 
@@ -152,6 +160,15 @@ def test_overlay_outlines_the_mask_but_not_along_the_border():
 def test_colorize_paints_classes_and_ignore(vocabulary):
     painted = colorize(np.array([[0, 1, 255]]), vocabulary.palette)
     assert painted.tolist() == [[[0, 0, 0], [230, 25, 75], [128, 128, 128]]]
+
+
+def test_colours_of_voc():
+    known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
+    assert [voc_color(i) for i in range(5)] == known
+    assert voc_color(15) == (192, 128, 128) and voc_color(20) == (0, 64, 128)  # person, monitor
+    picture = voc_picture(np.array([[15, 255]], np.uint8))
+    assert picture.mode == "P" and np.asarray(picture).tolist() == [[15, 255]]
+    assert np.asarray(picture.convert("RGB")).tolist() == [[[192, 128, 128], [224, 224, 192]]]
 
 
 def test_data_uri_is_lossless():

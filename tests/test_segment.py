@@ -12,7 +12,6 @@ from PIL import Image
 from ovseg import GroundedDiffusion
 from ovseg.__main__ import main
 from ovseg.photos import find_photos, load_photo, locate, windows
-from ovseg.segment import voc_color
 
 
 @pytest.fixture(scope="module")
@@ -177,9 +176,3 @@ def test_refusals(tiny_grounder, tmp_path, capsys):
         code, _, error = run(capsys, *arguments)
         assert code == 2 and line in error, (arguments, error)
         assert error.count("ovseg segment:") == 1 and "Traceback" not in error, error
-
-
-def test_colours_of_voc():
-    known = [(0, 0, 0), (128, 0, 0), (0, 128, 0), (128, 128, 0), (0, 0, 128)]
-    assert [voc_color(i) for i in range(5)] == known
-    assert voc_color(15) == (192, 128, 128) and voc_color(20) == (0, 64, 128)  # person, monitor

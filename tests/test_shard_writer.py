@@ -37,6 +37,18 @@ def test_members_of_a_shard(tmp_path):
             check_sample(members, f"{index:08d}", batch, row)
 
 
+def label_facts_of(mask, ids):
+    """The toy paints whole boxes."""
+    return {
+        "area": [round((mask == i).mean(), 6) for i in ids],
+        "components": [int((mask == i).any()) for i in ids],
+        "border": [
+            bool(np.pad(mask == i, 1)[[1, -2]].any() or np.pad(mask == i, 1)[:, [1, -2]].any())
+            for i in ids
+        ],
+    }
+
+
 def check_sample(members, key, batch, row):
     image = np.array(Image.open(io.BytesIO(members[f"{key}.image.png"])))
     assert np.array_equal(image, batch.images[row].permute(1, 2, 0).numpy())
@@ -63,6 +75,10 @@ def check_sample(members, key, batch, row):
         "ends": [e.span[1] for e in request.entities],
         "found": batch.found[row, :number].tolist(),
         "scores": batch.annotation.scores[row, :number].tolist(),
+        **label_facts_of(mask, [e.class_id for e in request.entities]),
+        "uncertain": [0.0] * number,
+        "agreement": [-1.0] * number,
+        "verdict": [""] * number,
         "timesteps": [1.0],
     }
 
@@ -193,7 +209,7 @@ class FullDisk:
 
 def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     first = contents(write_dataset(tmp_path / "a"))
-    monkeypatch.setattr("ovseg.callbacks.shard_writer.TarWriter", FullDisk)
+    monkeypatch.setattr("ovseg.data.shard_writing.TarWriter", FullDisk)
     with pytest.raises(OSError, match="what was finished is kept: mend that and run the same"):
         write_dataset(tmp_path / "b")
     names = {path.name for path in (tmp_path / "b").iterdir()}

@@ -42,17 +42,30 @@ def quiet_trainer(folder: Path, **arguments) -> Trainer:
     return Trainer(accelerator="cpu", default_root_dir=folder, **{**silent, **arguments})
 
 
-def write_dataset(folder: Path, data: SyntheticDataModule | None = None, soft=False) -> Path:
-    """Run `predict` in this process; ten samples in three shards by default."""
+def write_dataset(
+    folder: Path, data: SyntheticDataModule | None = None, soft: bool = False, **options
+) -> Path:
+    """Run `predict` in this process, as often as it takes; ten samples in three shards by default.
+
+    Args:
+        folder: Output.
+        data: Has one stream.
+        soft: Store soft masks.
+        options: More of `ShardWriter`.
+    """
     data = data or data_module(predict={"data": live_stream()})
-    trainer = quiet_trainer(folder, callbacks=[ShardWriter(str(folder), soft)])
+    writer = ShardWriter(str(folder), soft, **options)
+    trainer = quiet_trainer(folder, callbacks=[writer])
     trainer.predict(DatasetModule(), data, return_predictions=False)
+    while writer.wants_more:
+        trainer.predict(DatasetModule(), data, return_predictions=False)
     return folder
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return the bytes of every file of a folder."""
-    return {path.name: path.read_bytes() for path in sorted(folder.iterdir())}
+    """Return the bytes of every file of a folder, by its path inside."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): path.read_bytes() for path in paths}
 
 
 def request(index: int, prompt: str, *names: str) -> Request:

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import fcntl
-import os
-from contextlib import suppress
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
-from webdataset import TarWriter
 
 from ovseg.data.datamodule import SyntheticDataModule
-from ovseg.data.manifest import finish, prepare
-from ovseg.data.shard_format import encode_sample, samples_of, shard_name
+from ovseg.data.manifest import done_shards, finish, pending, prepare, read_manifest
+from ovseg.data.shard_format import encode_sample, samples_of
+from ovseg.data.shard_writing import Rejected, Shard, telling_where
+from ovseg.report.terminal import show_yield
 from ovseg.structures import IGNORE, Batch
 
 
@@ -22,19 +21,42 @@ class ShardWriter(Callback):
 
     A shard is written as ``.tmp`` and renamed when it is complete, so a file under its final name
     is done; only the others are made. `dataset.json` is written when none is missing. Bytes do not
-    depend on the number of processes, on their order or on interruptions.
+    depend on the number of processes, on their order or on interruptions. What a stream's filter
+    rejects never stands among its shards; a file beside each shard tells what and why.
 
     Args:
         output: Folder of the dataset; with several streams ``{name}`` in it stands for the name of
             the stream. Another dataset in the folder is refused.
-        soft: Store the annotator's soft masks too, at feature size.
+        soft: Store the annotator's soft masks too.
+        soft_stride: Image pixels per pixel of a soft mask, in each direction; that of the finest
+            tap by default. With 1 they lose nothing, and `ovseg refilter` makes exactly the label
+            maps of another threshold.
+        rejected: "drop" stores what is known of a rejected sample and why; "apart" all of it.
+
+    Attributes:
+        wants_more: Whether a quota asks for another `predict`, once one has ended.
+
+    Raises:
+        ValueError: If soft_stride is not positive.
     """
 
-    def __init__(self, output: str, soft: bool = False) -> None:
+    def __init__(
+        self,
+        output: str,
+        soft: bool = False,
+        soft_stride: int | None = None,
+        rejected: Rejected = "drop",
+    ) -> None:
+        if soft_stride is not None and soft_stride < 1:
+            raise ValueError(f"soft_stride must be >= 1 or null, got {soft_stride}")
         self.output = output
         self.soft = soft
+        self.soft_stride = soft_stride
+        self.rejected = rejected
+        self.wants_more = False
         self._folders: list[Path] = []
-        self._tar: _Shard | None = None
+        self._configs: list[dict] = []
+        self._shard: Shard | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare the folder with what is asked for, and hand the pending shards to the data.
@@ -59,28 +81,38 @@ class ShardWriter(Callback):
                 f"{self.output!r}: write e.g. {self.output}/{{name}}"
             )
         self._folders = [Path(self.output.replace("{name}", name)) for name in data.predict]
-        pending = error = None
+        requests = [self._request(data, name) for name in data.predict]
+        self._configs = [request["config"] for request in requests]
+        shards = error = None
         if trainer.is_global_zero:
             try:
-                pending = self._prepare(data)
+                if not self.wants_more:  # else it goes on in what it has prepared
+                    for folder, request in zip(self._folders, requests, strict=True):
+                        prepare(folder, request)
+                shards = self._pending(trainer)
             except (ValueError, PermissionError) as raised:
                 error = raised
-        pending, error = trainer.strategy.broadcast((pending, error))
+        shards, error = trainer.strategy.broadcast((shards, error))
         if error is not None:  # on every rank, so that none waits for the others
             raise error
-        data.pending = pending
-        for folder, shards in zip(self._folders, pending.values(), strict=True):
-            if not shards:
+        data.pending = dict(zip(data.predict, shards, strict=True))
+        for folder, numbers in zip(self._folders, shards, strict=True):
+            if not (numbers or self.wants_more):
                 trainer.print(f"{folder} has all its shards: nothing to generate")
 
-    def _prepare(self, data: SyntheticDataModule) -> dict[str, list[int]]:
-        """Return the pending shards of each stream."""
-        pending = {}
-        for folder, (name, stream) in zip(self._folders, data.predict.items(), strict=True):
-            request = data.describe(name)
-            request["config"]["soft"] = self.soft
-            pending[name] = prepare(folder, request, stream.num_shards)
-        return pending
+    def _request(self, data: SyntheticDataModule, name: str) -> dict:
+        """Return what decides every byte of a stream's folder."""
+        request = data.describe(name)
+        request["config"]["soft"] = self.soft
+        request["config"]["soft_stride"] = self.soft_stride if self.soft else None
+        filtered = data.predict[name].filter is not None
+        request["config"]["rejected"] = self.rejected if filtered else None
+        return request
+
+    def _pending(self, trainer: Trainer) -> list[list[int]]:
+        """Return the pending shards of each stream, one for each process in search of a quota."""
+        folders = zip(self._folders, self._configs, strict=True)
+        return [pending(folder, config, trainer.world_size) for folder, config in folders]
 
     def on_predict_batch_end(
         self,
@@ -100,40 +132,51 @@ class ShardWriter(Callback):
         if not isinstance(outputs, Batch) or len(outputs) == 0:
             return
         place = outputs.position
-        if place is None or (self._tar is None) != place.first:
+        if place is None or (self._shard is None) != place.first:
             raise ValueError(
                 f"batch {outputs.indices.tolist()} is not the next part of a shard: the predict "
                 "loader must be that of SyntheticDataModule"
             )
+        data, folder = trainer.datamodule, self._folders[dataloader_idx]
+        config = self._configs[dataloader_idx]
+        stream = list(data.predict.values())[dataloader_idx]
         size = None
-        if self.soft:  # that of the finest tap
-            stride = min(tap.stride for tap in trainer.datamodule.feature_spec.taps.values())
-            size = tuple(side // stride for side in outputs.images.shape[-2:])
-        path = self._folders[dataloader_idx] / shard_name(place.shard)
-        try:
+        if self.soft:
+            finest = min(tap.stride for tap in data.feature_spec.taps.values())
+            size = tuple(n // (self.soft_stride or finest) for n in outputs.images.shape[-2:])
+        with telling_where(folder, place.shard):
             if place.first:
-                self._tar = _Shard(path)
-            for sample in samples_of(outputs, size):
-                self._tar.write(encode_sample(sample))
+                self._shard = Shard(folder, place.shard, config["rejected"])
+            for sample in samples_of(outputs, size, stream.filter):
+                self._shard.write(encode_sample(sample), sample.record.kept)
             if place.last:
-                self._tar.publish()
-                self._tar = None
-        except OSError as error:
-            raise type(error)(
-                error.errno,
-                f"cannot write {path} ({error.strerror}); what was finished is kept: mend that and "
-                "run the same command again",
-            ) from error
+                self._shard.publish()
+                self._shard = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Describe the dataset once every process has written its shards."""
         trainer.strategy.barrier("all shards are written")
+        self.wants_more = False
         if trainer.is_global_zero:
-            data = trainer.datamodule
-            for folder, stream in zip(self._folders, data.predict.values(), strict=True):
-                if not finish(folder, stream.num_shards, data.vocabulary):
-                    trainer.print(f"{folder} lacks some shards: run `predict` again")
-        trainer.strategy.barrier("the dataset is described")
+            self.wants_more = self._finish(trainer.datamodule.pending.values())
+        self.wants_more = trainer.strategy.broadcast(self.wants_more)
+
+    def _finish(self, asked: Iterable[Sequence[int]]) -> bool:
+        """Describe what is complete; return whether all that was asked for is done, but not enough.
+
+        Args:
+            asked: The shards of each stream that this `predict` was to make.
+        """
+        more = False
+        for folder, config, numbers in zip(self._folders, self._configs, asked, strict=True):
+            if finish(folder, config):
+                if numbers and config["filter"] is not None:
+                    show_yield(str(folder), read_manifest(folder)["yield"])
+            elif done_shards(folder, config).issuperset(numbers):
+                more = True
+            else:
+                print(f"{folder} lacks some shards: run `predict` again")
+        return more
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
@@ -146,54 +189,6 @@ class ShardWriter(Callback):
         self._drop()
 
     def _drop(self) -> None:
-        if self._tar is not None:
-            self._tar.drop()
-            self._tar = None
-
-
-class _Shard:
-    """A tar that gets its name when it is complete; until then it is locked and ends in ``.tmp``.
-
-    The system lets go of the lock when the process ends, however it ends.
-    """
-
-    def __init__(self, path: Path) -> None:
-        self.path, self.temporary = path, path.with_name(f"{path.name}.tmp")
-        self.file = _locked(self.temporary)
-        self.tar = TarWriter(self.file, encoder=False, mtime=0)
-        self.write = self.tar.write
-
-    def publish(self) -> None:
-        """Make sure that the tar is on disk, and give it its name."""
-        self.tar.close()
-        self.file.flush()
-        os.fsync(self.file.fileno())
-        os.replace(self.temporary, self.path)
-        self.file.close()
-
-    def drop(self) -> None:
-        """Remove what was written."""
-        self.temporary.unlink(missing_ok=True)
-        with open(os.devnull, "wb") as nowhere:  # what is buffered may not fit on the disk
-            os.dup2(nowhere.fileno(), self.file.fileno())
-        self.tar.close()
-        self.file.close()
-
-
-def _locked(path: Path) -> BinaryIO:
-    """Open an empty file that no other process has open in this way."""
-    while True:
-        file = path.open("ab")
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            file.close()
-            raise ValueError(
-                f"another process is writing {path}: let it end, or choose another output"
-            ) from None
-        with suppress(FileNotFoundError):
-            if os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                file.truncate(0)
-                file.seek(0)
-                return file
-        file.close()  # it was given its name in between
+        if self._shard is not None:
+            self._shard.drop()
+            self._shard = None

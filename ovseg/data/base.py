@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import Dataset
 
 from ovseg.backbones.base import DiffusionBackbone
+from ovseg.quality import Filter
 from ovseg.structures import Batch, ShardPosition
 from ovseg.vocabulary import Vocabulary
 
@@ -61,15 +62,19 @@ class Stream(Dataset, ABC):
 class WritableStream(Stream):
     """A stream that `predict` can write: its completed batches hold requests and an annotation.
 
+    What it describes has a `size` and a `shard_size`.
+
     Attributes:
-        shard_size: Samples per shard.
+        shard_size: Samples per shard, before any are rejected.
+        filter: Decides which samples are kept when the stream is written; None keeps all.
     """
 
     shard_size: int
+    filter: Filter | None = None
 
     @property
     def num_shards(self) -> int:
-        """Number of shards that the stream makes."""
+        """Number of shards that the stream makes at most."""
         return -(-len(self) // self.shard_size)
 
     def place(self, positions: Sequence[int]) -> ShardPosition | None:

@@ -148,15 +148,17 @@ class SyntheticDataModule(LightningDataModule):
         stream, vocabulary = self.predict[name], self.vocabulary
         facts = stream.describe()
         config = {
-            "format": 1,
+            "format": 2,
             "vocabulary": {
                 "name": vocabulary.name,
                 "digest": vocabulary.digest,
                 "split": vocabulary.split,
                 "num_classes": vocabulary.num_classes,
+                "keys": ["background", *(c.key for c in vocabulary.classes)],
             },
             "requested_classes": facts["annotator"].get("requested_classes"),
             **facts,
+            "filter": stream.filter.describe() if stream.filter is not None else None,
             "batch_size": min(self.batch_size, stream.shard_size),
             **_latents(self.backbone),
             "backbone": self.backbone.describe() if self.backbone is not None else None,

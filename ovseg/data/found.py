@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import cached_property
 
-from ovseg.data.shard_format import StoredSample, decode_facts, index_shard
+from ovseg.data.shard_file import read_records
+from ovseg.data.shard_format import StoredSample
 from ovseg.data.shards import ShardStream
 
 
@@ -13,7 +14,7 @@ class FoundStream(ShardStream):
 
     A test set without them would score images that do not show what was asked for; a training set
     would call a missing object background. There may be none: `test` then has no score for the
-    stream, `fit` refuses it.
+    stream, `fit` refuses it. A filter (`ovseg.quality`) can keep them from being written at all.
 
     Args:
         path: Folder that `predict` wrote.
@@ -33,20 +34,18 @@ class FoundStream(ShardStream):
     @cached_property
     def positions(self) -> list[int]:
         """Positions in the folder of all samples in which every name was found."""
-        kept, position = [], 0
-        for name, facts in self.manifest["shards"].items():
-            data = (self.folder / name).read_bytes()
-            for members in index_shard(self.folder / name, facts["samples"]):
-                offset, size = members["json"]
-                _, found, _, _ = decode_facts(data[offset : offset + size])
-                kept += [position] * all(found)
-                position += 1
-        return kept
+        found = [
+            all(facts.found for facts in record.facts)
+            for name, count in self._shards
+            for record in read_records(self.folder / name, count)
+        ]
+        return [position for position, all_found in enumerate(found) if all_found]
 
     @property
     def excluded(self) -> float:
         """Share of the folder's samples in which a name was not found."""
-        return 1 - len(self.positions) / super().__len__()
+        samples = super().__len__()
+        return 1 - len(self.positions) / samples if samples else 0.0
 
     def __len__(self) -> int:
         return len(self.positions[: self.most])

@@ -10,6 +10,7 @@ from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import WritableStream
 from ovseg.data.prompts import Prompts
+from ovseg.quality import Filter
 from ovseg.structures import Batch, to_label_map
 from ovseg.vocabulary import Vocabulary
 
@@ -23,14 +24,18 @@ class LiveStream(WritableStream):
     Args:
         prompts: What is asked of the backbone.
         annotator: Who says which pixels are which entity.
-        size: Number of samples.
+        size: Number of samples, before any are rejected.
         seed: Seed of the prompts and of every sample's own seed.
         threshold: Probability from which a pixel belongs to an entity.
         band: Pixels within this distance of the threshold become ignore.
-        shard_size: Samples per shard when the stream is written.
+        shard_size: Samples per shard when the stream is written, before any are rejected.
+        filter: Which samples are kept when the stream is written; trained on live, all are.
+        quota: Kept samples wanted of each class that the annotator may find. Whole shards are made
+            after those of ``size`` until every class has them; None makes ``size`` samples.
+        limit: The most samples made to meet the quota, rejected ones included.
 
     Raises:
-        ValueError: If size or shard_size is not positive.
+        ValueError: If a number is not positive, or of quota and limit one is missing.
     """
 
     def __init__(
@@ -42,9 +47,19 @@ class LiveStream(WritableStream):
         threshold: float = 0.5,
         band: float = 0.0,
         shard_size: int = 128,
+        filter: Filter | None = None,
+        quota: int | None = None,
+        limit: int | None = None,
     ) -> None:
         if size < 1 or shard_size < 1:
             raise ValueError(f"size and shard_size must be >= 1, got {size} and {shard_size}")
+        if (quota is None) != (limit is None) or (quota is not None and quota < 1):
+            raise ValueError(
+                f"quota >= 1 and limit, the most samples made to meet it, go together, got {quota} "
+                f"and {limit}"
+            )
+        if limit is not None and limit < size:
+            raise ValueError(f"limit must be >= size ({size}), got {limit}")
         self.prompts = prompts
         self.annotator = annotator
         self.size = size
@@ -52,6 +67,9 @@ class LiveStream(WritableStream):
         self.threshold = threshold
         self.band = band
         self.shard_size = shard_size
+        self.filter = filter
+        self.quota = quota
+        self.limit = limit
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the annotator the classes, and fail now if the prompts cannot be made of them."""
@@ -83,6 +101,8 @@ class LiveStream(WritableStream):
             "threshold": self.threshold,
             "band": self.band,
             "shard_size": self.shard_size,
+            "quota": self.quota,
+            "limit": self.limit,
         }
 
     def taught_classes(self) -> set[int]:
@@ -91,7 +111,7 @@ class LiveStream(WritableStream):
         return set(facts.get("requested_classes") or ()) & set(facts.get("trained_on") or ())
 
     def __len__(self) -> int:
-        return self.size
+        return self.size if self.limit is None else self.limit
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         """Return the requests alone; an empty list of positions gives an empty batch."""

@@ -9,85 +9,154 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Sequence
+from functools import cache
 from itertools import combinations
 from pathlib import Path
 
-from ovseg.data.shard_format import decode_facts, index_shard, shard_name
-from ovseg.vocabulary import Vocabulary
+from ovseg.data.shard_file import REJECTED, read_records, shard_name, shard_number
+from ovseg.data.shard_format import Record
+from ovseg.data.yields import Plan, Yield, plan
 
 REQUEST, DATASET = "request.json", "dataset.json"
 
 
-def prepare(folder: Path, request: dict, shards: int) -> list[int]:
-    """Make the folder ready and return the numbers of the shards that are still to be made.
-
-    Those are the missing ones, empty ones, and ones of another size than `dataset.json` says.
+def prepare(folder: Path, request: dict) -> None:
+    """Make the folder ready for the shards that are still to be made; damaged ones are removed.
 
     Args:
         folder: Where the dataset is, or will be.
         request: ``{"config": ..., "environment": ...}``, JSON-ready.
-        shards: How many shards the dataset has.
 
     Raises:
         ValueError: If the folder holds a dataset of another configuration, or a started one of
             another environment (device, threads, versions).
         PermissionError: If it cannot be written.
     """
+    config = request["config"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        sizes = _recorded_sizes(folder)
-        pending = [n for n in range(shards) if not _is_done(folder / shard_name(n), sizes)]
-        _refuse_another(folder, request, started=len(pending) < shards, finished=not pending)
-        if pending:
-            (folder / DATASET).unlink(missing_ok=True)
+        left = pending(folder, config)
+        _refuse_another(folder, request, bool(done_shards(folder, config)), finished=not left)
+        if left and (folder / DATASET).is_file():
+            for number in left:  # only dataset.json tells that they are damaged
+                (folder / shard_name(number)).unlink(missing_ok=True)
+            (folder / DATASET).unlink()
+        if left:
             write_json(folder / REQUEST, request)
     except OSError as error:
         raise PermissionError(
             f"cannot write the dataset to {folder} ({error.strerror}): choose another output"
         ) from None
-    return pending
 
 
-def finish(folder: Path, shards: int, vocabulary: Vocabulary) -> bool:
+def pending(folder: Path, config: dict, ahead: int = 1) -> list[int]:
+    """Return the numbers of the shards that are still to be made, as far as that is known.
+
+    Args:
+        folder: Of the dataset.
+        config: What decides its bytes.
+        ahead: How many shards to make at once in search of what a quota lacks.
+    """
+    done = done_shards(folder, config)
+    return [n for n in range(plan_shards(folder, config, ahead).shards) if n not in done]
+
+
+def done_shards(folder: Path, config: dict) -> set[int]:
+    """Return the numbers of the finished shards.
+
+    One that is empty is not, nor one of another size than `dataset.json` says. The rejects of a
+    complete dataset may have been deleted.
+    """
+    sizes = _recorded_sizes(folder)
+    alone = config.get("rejected") is None or bool(sizes)
+    return {
+        shard_number(path)
+        for path in folder.glob("shard-*.tar")
+        if 0 < (size := path.stat().st_size) == sizes.get(path.name, size)
+        and (alone or (folder / REJECTED / path.name).is_file())
+    }
+
+
+def plan_shards(folder: Path, config: dict, ahead: int = 1) -> Plan:
+    """Return which shards the dataset takes, as far as that is known."""
+    if sizes := _recorded_sizes(folder):
+        return Plan(len(sizes), True, {})
+    done = done_shards(folder, config)
+    return plan(config, done, lambda number: shard_yield(folder, number), ahead)
+
+
+def shard_yield(folder: Path, number: int) -> Yield:
+    """Return what was kept and rejected of a finished shard."""
+    stamp = (folder / shard_name(number)).stat().st_mtime_ns
+    return _yield_of(folder, number, stamp)
+
+
+@cache
+def _yield_of(folder: Path, number: int, stamp: int) -> Yield:
+    paths = [folder / shard_name(number), folder / REJECTED / shard_name(number)]
+    return Yield.of(record for path in paths if path.is_file() for record in read_records(path))
+
+
+def finish(folder: Path, config: dict) -> bool:
     """Write `dataset.json` if all shards are there and it is not.
+
+    Shards that were made in search of what a quota lacked, and are not needed, are removed.
 
     Returns:
         Whether the dataset is complete.
     """
-    paths = [folder / shard_name(n) for n in range(shards)]
-    if not all(path.is_file() for path in paths):
+    shards, settled, _ = plan_shards(folder, config)
+    done = done_shards(folder, config)
+    if not settled or not done.issuperset(range(shards)):
         return False
     if not (folder / DATASET).is_file():
-        request = json.loads((folder / REQUEST).read_text(encoding="utf-8"))
-        write_json(folder / DATASET, describe_shards(request, paths, vocabulary))
+        for path in [p for part in ("", REJECTED) for p in (folder / part).glob("shard-*.tar*")]:
+            if shard_number(path) >= shards:
+                path.unlink()
+        write_json(folder / DATASET, describe_shards(folder, read_request(folder), shards))
     return True
 
 
-def describe_shards(request: dict, paths: Iterable[Path], vocabulary: Vocabulary) -> dict:
+def describe_shards(folder: Path, request: dict, shards: int) -> dict:
     """Return the contents of `dataset.json`."""
-    samples, classes, pairs, shards = 0, {}, {}, {}
-    for path in paths:
-        data = path.read_bytes()
-        index = index_shard(path)
-        for members in index:
-            offset, size = members["json"]
-            asked, found, _, _ = decode_facts(data[offset : offset + size])
-            _count(asked.entities, found, vocabulary, classes, pairs)
-        samples += len(index)
-        digest = hashlib.sha256(data).hexdigest()
-        shards[path.name] = {"samples": len(index), "bytes": len(data), "sha256": digest}
+    config, total = request["config"], Yield()
+    keys = config["vocabulary"]["keys"]
+    classes, pairs, kept, rejected = {}, {}, {}, {}
+    for number, name in enumerate(map(shard_name, range(shards))):
+        records = read_records(folder / name)
+        for record in records:
+            _count(record, keys, classes, pairs)
+        kept[name] = _file_facts(folder / name, len(records))
+        total += shard_yield(folder, number)
+        if config.get("rejected") is not None:
+            path = folder / REJECTED / name
+            rejected[name] = _file_facts(path, len(read_records(path)))
     return {
-        **request["config"],
+        **config,
         "environment": request["environment"],
-        "config_digest": digest_of(request["config"]),
+        "config_digest": digest_of(config),
         "counts": {
-            "samples": samples,
+            "samples": total.kept,
             "classes": {key: classes[key] for key in sorted(classes)},
             "pairs": {key: pairs[key] for key in sorted(pairs)},
         },
-        "shards": shards,
+        "yield": total.describe(keys),
+        "shards": kept,
+        "rejected_shards": rejected,
     }
+
+
+def read_request(folder: Path) -> dict:
+    """Return `request.json` of a dataset that was at least begun.
+
+    Raises:
+        FileNotFoundError: If there is none.
+    """
+    path = folder / REQUEST
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: give a folder that `predict` writes")
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_manifest(folder: Path) -> dict:
@@ -154,12 +223,11 @@ def _is_done(path: Path, sizes: dict[str, int]) -> bool:
 
 
 def _refuse_another(folder: Path, request: dict, started: bool, finished: bool) -> None:
-    path = folder / REQUEST
-    if not path.is_file():
+    if not (folder / REQUEST).is_file():
         if started:
             raise ValueError(f"{folder} holds shards but no {REQUEST}: choose an empty output")
         return
-    there = json.loads(path.read_text(encoding="utf-8"))
+    there = read_request(folder)
     here = json.loads(json.dumps(request))  # tuples become lists, as they did there
     if not started:
         return
@@ -171,15 +239,23 @@ def _refuse_another(folder: Path, request: dict, started: bool, finished: bool) 
         raise ValueError(f"{folder} holds another dataset ({shown}): choose another output")
 
 
-def _count(entities, found, vocabulary: Vocabulary, classes: dict, pairs: dict) -> None:
+def _file_facts(path: Path, samples: int) -> dict:
+    """Return number of samples, bytes and digest of a shard."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+
+
+def _count(record: Record, keys: Sequence[str], classes: dict, pairs: dict) -> None:
     """Add a sample to the counts of classes and of pairs of classes."""
-    known = [(e.class_id, ok) for e, ok in zip(entities, found, strict=True) if e.class_id]
-    keys = [(vocabulary[class_id].key, ok) for class_id, ok in sorted(known)]
-    for key, ok in keys:
+    both = zip(record.request.entities, record.facts, strict=True)
+    known = sorted((e.class_id, facts.found) for e, facts in both if e.class_id)
+    named = [(keys[class_id], found) for class_id, found in known]
+    for key, found in named:
         counts = classes.setdefault(key, {"prompted": 0, "found": 0})
         counts["prompted"] += 1
-        counts["found"] += ok
-    for (one, one_found), (other, other_found) in combinations(keys, 2):
+        counts["found"] += found
+    for (one, one_found), (other, other_found) in combinations(named, 2):
         counts = pairs.setdefault(f"{one} + {other}", {"prompted": 0, "found": 0})
         counts["prompted"] += 1
         counts["found"] += one_found and other_found

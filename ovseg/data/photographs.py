@@ -9,6 +9,7 @@ import torch
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream, WritableStream
 from ovseg.data.prompts import fill, sample_seed
+from ovseg.quality import Filter
 from ovseg.structures import IGNORE, Annotation, Batch, Request, entity_targets
 from ovseg.vocabulary import Vocabulary
 
@@ -24,7 +25,8 @@ class PhotographStream(WritableStream):
         images: Gives images of the backbone's size, and labels.
         template: The prompt, with the place ``{objects}`` for the names of the classes in it.
         seed: Seed of the noise.
-        shard_size: Samples per shard when the stream is written.
+        shard_size: Samples per shard when the stream is written, before any are rejected.
+        filter: Which samples are kept when the stream is written.
 
     Raises:
         ValueError: If shard_size is not positive, or the template has no place for the names.
@@ -36,6 +38,7 @@ class PhotographStream(WritableStream):
         template: str = "a photo of {objects}",
         seed: int = 0,
         shard_size: int = 128,
+        filter: Filter | None = None,
     ) -> None:
         if shard_size < 1 or template.count("{objects}") != 1:
             raise ValueError(
@@ -43,7 +46,7 @@ class PhotographStream(WritableStream):
                 f"and {template!r}"
             )
         self.images, self.template = images, template
-        self.seed, self.shard_size = seed, shard_size
+        self.seed, self.shard_size, self.filter = seed, shard_size, filter
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Bind the images to the classes."""

@@ -2,23 +2,60 @@
 
 ``KEY.image.png`` RGB; ``KEY.mask.png`` uint8 class ids, 255 ignore; ``KEY.json`` flat, the same
 fields of the same types in every sample; ``KEY.latent.npy`` float32 ``(S, C, h, w)``; optionally
-``KEY.soft.npy`` float16 ``(K, h, w)`` and ``KEY.instances.png`` uint16. See `docs/data_format.md`.
+``KEY.soft.npy`` ``(K, h, w)``, float32 at image size, float16 if it is smaller, and
+``KEY.instances.png`` uint16. See `docs/data_format.md`.
 """
 
 from __future__ import annotations
 
 import io
 import json
-import tarfile
 from dataclasses import dataclass
-from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from PIL import Image
+from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
+from ovseg.quality import Facts, Filter, facts_of, verdict_of
 from ovseg.structures import Batch, Entity, Request
+
+FACTS = {
+    "found": "found",
+    "scores": "score",
+    "area": "area",
+    "components": "components",
+    "uncertain": "uncertain",
+    "border": "border",
+    "agreement": "agreement",
+}
+"""What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``."""
+
+MISSING = -1.0
+"""Stored for the agreement where no second annotator was asked, so that types stay fixed."""
+
+
+class Record(NamedTuple):
+    """What ``KEY.json`` says of a sample.
+
+    Attributes:
+        request: What was asked.
+        facts: Of each of its K entities.
+        timesteps: S floats: of the tapped calls.
+        verdict: What is wrong with each entity, "" if nothing; not kept if anything is.
+    """
+
+    request: Request
+    facts: list[Facts]
+    timesteps: list[float]
+    verdict: list[str]
+
+    @property
+    def kept(self) -> bool:
+        """Whether nothing is wrong."""
+        return not any(self.verdict)
 
 
 @dataclass
@@ -26,69 +63,74 @@ class StoredSample:
     """One sample as arrays.
 
     Attributes:
-        request: What was asked.
+        record: What was asked, and what is known of each entity.
         image: ``(H, W, 3)`` uint8 RGB.
         mask: ``(H, W)`` uint8 class ids, 255 ignore.
         latent: ``(S, C, h, w)`` float32: what entered the tapped calls.
-        timesteps: S floats.
-        found: K flags.
-        scores: K floats in [0, 1].
-        soft: ``(K, h, w)`` float16 masks, or None.
+        soft: ``(K, h, w)`` masks, float32 at image size, float16 if smaller; or None.
         instances: ``(H, W)`` uint16 instance ids, or None.
     """
 
-    request: Request
+    record: Record
     image: np.ndarray
     mask: np.ndarray
     latent: np.ndarray
-    timesteps: list[float]
-    found: list[bool]
-    scores: list[float]
     soft: np.ndarray | None = None
     instances: np.ndarray | None = None
 
+    @property
+    def request(self) -> Request:
+        """What was asked."""
+        return self.record.request
 
-def shard_name(number: int) -> str:
-    """Return the file name of a shard."""
-    return f"shard-{number:06d}.tar"
+    @property
+    def found(self) -> list[bool]:
+        """Which entities the annotator found."""
+        return [facts.found for facts in self.record.facts]
 
 
-def samples_of(batch: Batch, soft_size: tuple[int, int] | None = None) -> list[StoredSample]:
+def samples_of(
+    batch: Batch, soft_size: tuple[int, int] | None = None, judge: Filter | None = None
+) -> list[StoredSample]:
     """Cut a completed batch into samples.
 
     Args:
         batch: With images, labels, found, latents, timesteps and annotation.
         soft_size: Size of the soft masks, or None to leave them out.
+        judge: Says what is wrong with an entity.
     """
     annotation = batch.annotation
     images = batch.images.permute(0, 2, 3, 1).cpu().numpy()
     labels = batch.labels.to(torch.uint8).cpu().numpy()
     latents = batch.latents.float().cpu().numpy()
     timesteps = [float(t) for t in batch.timesteps]
-    soft = instances = None
-    if soft_size is not None:
-        soft = adaptive_avg_pool2d(annotation.masks.float(), soft_size).half().cpu().numpy()
+    soft = _soft(annotation.masks, soft_size) if soft_size is not None else None
+    instances = None
     if annotation.instances is not None:
         instances = annotation.instances.cpu().numpy().astype(np.uint16)
     return [
         StoredSample(
-            request=request,
+            record=Record(request, facts, timesteps, verdict_of(facts, judge)),
             image=images[row],
             mask=labels[row],
             latent=latents[row],
-            timesteps=timesteps,
-            found=batch.found[row, : len(request.entities)].tolist(),
-            scores=annotation.scores[row, : len(request.entities)].tolist(),
             soft=None if soft is None else soft[row, : len(request.entities)],
             instances=None if instances is None else instances[row],
         )
-        for row, request in enumerate(batch.requests)
+        for row, (request, facts) in enumerate(zip(batch.requests, facts_of(batch), strict=True))
     ]
 
 
-def encode_sample(sample: StoredSample) -> dict[str, str | bytes]:
-    """Return what `webdataset.TarWriter(encoder=False)` writes; the same bytes every time."""
-    request = sample.request
+def _soft(masks: Tensor, size: tuple[int, int]) -> np.ndarray:
+    """Return masks ``(B, K, *size)``; those of full size lose nothing."""
+    if masks.shape[-2:] == size:
+        return masks.float().cpu().numpy()
+    return adaptive_avg_pool2d(masks.float(), size).half().cpu().numpy()
+
+
+def encode_record(record: Record) -> dict[str, str | bytes]:
+    """Return the members ``__key__`` and ``json``."""
+    request = record.request
     facts = {
         "index": request.index,
         "seed": request.seed,
@@ -98,22 +140,35 @@ def encode_sample(sample: StoredSample) -> dict[str, str | bytes]:
         "class_ids": [entity.class_id for entity in request.entities],
         "starts": [entity.span[0] for entity in request.entities],
         "ends": [entity.span[1] for entity in request.entities],
-        "found": sample.found,
-        "scores": [round(score, 6) for score in sample.scores],
-        "timesteps": sample.timesteps,
+        **{key: [getattr(one, name) for one in record.facts] for key, name in FACTS.items()},
+        "verdict": record.verdict,
+        "timesteps": record.timesteps,
     }
-    members: dict[str, str | bytes] = {
-        "__key__": f"{request.index:08d}",
-        "image.png": _png(sample.image),
-        "mask.png": _png(sample.mask),
-        "json": json.dumps(facts, ensure_ascii=False).encode(),
+    facts["agreement"] = [MISSING if value is None else value for value in facts["agreement"]]
+    key = f"{request.index:08d}"
+    return {"__key__": key, "json": json.dumps(facts, ensure_ascii=False).encode()}
+
+
+def encode_sample(sample: StoredSample) -> dict[str, str | bytes]:
+    """Return what `webdataset.TarWriter(encoder=False)` writes; the same bytes every time."""
+    members = {
+        **encode_record(sample.record),
+        "image.png": encode_png(sample.image),
+        "mask.png": encode_png(sample.mask),
         "latent.npy": _npy(sample.latent),
     }
     if sample.soft is not None:
         members["soft.npy"] = _npy(sample.soft)
     if sample.instances is not None:
-        members["instances.png"] = _png(sample.instances)
+        members["instances.png"] = encode_png(sample.instances)
     return members
+
+
+def encode_png(array: np.ndarray) -> bytes:
+    """Return an image, a label map or instance ids as PNG."""
+    buffer = io.BytesIO()
+    Image.fromarray(array).save(buffer, format="PNG")
+    return buffer.getvalue()
 
 
 def decode_sample(members: dict[str, bytes]) -> StoredSample:
@@ -126,7 +181,7 @@ def decode_sample(members: dict[str, bytes]) -> StoredSample:
     if missing:
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
-        facts = decode_facts(members["json"])
+        record = decode_record(members["json"])
         image = np.array(_open(members["image.png"]))
         mask = np.array(_open(members["mask.png"]))
         latent = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
@@ -143,58 +198,29 @@ def decode_sample(members: dict[str, bytes]) -> StoredSample:
         raise ValueError(
             f"its mask is {mask.dtype} of {mask.shape}, its image has {image.shape[:2]} pixels"
         )
-    request, found, scores, timesteps = facts
-    return StoredSample(request, image, mask, latent, timesteps, found, scores, soft, instances)
+    return StoredSample(record, image, mask, latent, soft, instances)
 
 
-def decode_facts(data: bytes) -> tuple[Request, list[bool], list[float], list[float]]:
-    """Return request, found, scores and timesteps of a sample's JSON."""
-    facts = json.loads(data)
-    spans = zip(facts["starts"], facts["ends"], strict=True)
-    entities = tuple(map(Entity, facts["class_ids"], facts["names"], spans))
+def decode_record(data: bytes) -> Record:
+    """Return what a sample's JSON says."""
+    stored = json.loads(data)
+    names = stored["names"]
+    spans = zip(stored["starts"], stored["ends"], strict=True)
+    entities = tuple(map(Entity, stored["class_ids"], names, spans))
     request = Request(
-        facts["index"], facts["seed"], facts["prompt"], entities, facts["negative_prompt"]
+        stored["index"], stored["seed"], stored["prompt"], entities, stored["negative_prompt"]
     )
-    return request, facts["found"], facts["scores"], facts["timesteps"]
-
-
-def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[int, int]]]:
-    """Return ``{extension: (offset, size)}`` of every sample of a shard, in the order of the tar.
-
-    Args:
-        path: The tar.
-        samples: Number of samples it must have.
-
-    Raises:
-        ValueError: If it is empty, cut short, no tar, or has another number of samples.
-    """
-    damage = "is damaged: delete it and run `predict` again, which makes only what is missing"
-    table: dict[str, dict[str, tuple[int, int]]] = {}
-    try:
-        length = path.stat().st_size
-        with tarfile.open(path, "r:") as tar:
-            for member in tar:
-                key, _, extension = member.name.partition(".")
-                table.setdefault(key, {})[extension] = (member.offset_data, member.size)
-                if member.offset_data + member.size > length:
-                    raise tarfile.ReadError("unexpected end of data")
-    except FileNotFoundError:
-        raise ValueError(f"shard {path} is missing: run `predict` again") from None
-    except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"shard {path} {damage} ({error})") from None
-    if not table or (samples is not None and len(table) != samples):
-        raise ValueError(f"shard {path} {damage} ({len(table)} samples, not {samples or 'any'})")
-    return list(table.values())
+    absent = [None] * len(names)  # from a dataset of format 1
+    columns = {name: stored.get(key, absent) for key, name in FACTS.items()}
+    columns["agreement"] = [None if value == MISSING else value for value in columns["agreement"]]
+    rows = zip(names, *columns.values(), strict=True)
+    facts = [Facts(name, **dict(zip(columns, row, strict=True))) for name, *row in rows]
+    verdict = stored.get("verdict", [""] * len(names))
+    return Record(request, facts, stored["timesteps"], verdict)
 
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG",))
-
-
-def _png(array: np.ndarray) -> bytes:
-    buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="PNG")
-    return buffer.getvalue()
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -16,7 +16,8 @@ from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
 from ovseg.data.cache import FeatureCache
 from ovseg.data.manifest import read_manifest
-from ovseg.data.shard_format import StoredSample, decode_sample, index_shard
+from ovseg.data.shard_file import index_shard
+from ovseg.data.shard_format import StoredSample, decode_sample
 from ovseg.structures import IGNORE, Batch, Features
 from ovseg.vocabulary import Vocabulary
 
@@ -110,7 +111,7 @@ class ShardStream(Stream):
             labels=torch.from_numpy(labels).long(),
             found=_pad([sample.found for sample in samples]),
             latents=torch.from_numpy(np.stack([sample.latent for sample in samples])),
-            timesteps=torch.tensor(samples[0].timesteps),
+            timesteps=torch.tensor(samples[0].record.timesteps),
         )
 
     def check(self, backbone: DiffusionBackbone | None) -> None:
@@ -159,22 +160,32 @@ class ShardStream(Stream):
             raise IndexError(f"position {position} is outside 0..{len(self) - 1} of {self.folder}")
         return self._read(position)
 
-    def _read(self, position: int) -> StoredSample:
+    def members(self, position: int) -> dict[str, bytes]:
+        """Return one sample's bytes by extension, unchecked."""
+        path, members = self._place(position)
+        data = {}
+        with path.open("rb") as file:
+            for extension, (offset, size) in members.items():
+                file.seek(offset)
+                data[extension] = file.read(size)
+        return data
+
+    def _place(self, position: int) -> tuple[Path, dict[str, tuple[int, int]]]:
+        """Return a sample's shard, and where in it its members lie."""
         shard = bisect_right(self._ends, position)
         name, count = self._shards[shard]
         if name not in self._index:
             self._index[name] = index_shard(self.folder / name, count)
-        members = self._index[name][position - (self._ends[shard] - count)]
-        data = {}
-        with (self.folder / name).open("rb") as file:
-            for extension, (offset, size) in members.items():
-                file.seek(offset)
-                data[extension] = file.read(size)
+        return self.folder / name, self._index[name][position - (self._ends[shard] - count)]
+
+    def _read(self, position: int) -> StoredSample:
+        members = self.members(position)
         try:
-            sample = decode_sample(data)
+            sample = decode_sample(members)
             self._check(sample)
         except ValueError as error:
-            raise ValueError(f"sample {position} of shard {self.folder / name}: {error}") from None
+            path, _ = self._place(position)
+            raise ValueError(f"sample {position} of shard {path}: {error}") from None
         return sample
 
     def _check(self, sample: StoredSample) -> None:

@@ -7,6 +7,7 @@ import io
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -72,6 +73,23 @@ def colorize(labels: np.ndarray, palette: Palette) -> np.ndarray:
     table = np.full((256, 3), 128, dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     return table[np.minimum(labels, IGNORE).astype(np.uint8)]
+
+
+@cache
+def voc_color(number: int) -> tuple[int, int, int]:
+    """Return the colour of PASCAL VOC's palette: the bits of the number, dealt to three bytes."""
+    color = [0, 0, 0]
+    for bit in range(8):
+        for channel in range(3):
+            color[channel] |= (number >> (3 * bit + channel) & 1) << (7 - bit)
+    return tuple(color)
+
+
+def voc_picture(labels: np.ndarray) -> Image.Image:
+    """Return ``(H, W)`` uint8 ids as a picture of these ids with PASCAL VOC's palette."""
+    picture = Image.fromarray(labels)
+    picture.putpalette([value for number in range(256) for value in voc_color(number)])
+    return picture
 
 
 def overlay(mask: np.ndarray, color: tuple[int, int, int]) -> np.ndarray:

@@ -1,0 +1,77 @@
+"""The files of shards: their names, their index, what they hold."""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+from ovseg.data.shard_format import Record, decode_record
+
+REJECTED = "rejected"
+"""The folder, beside a filtered dataset's shards, of what was rejected."""
+
+
+def shard_name(number: int) -> str:
+    """Return the file name of a shard."""
+    return f"shard-{number:06d}.tar"
+
+
+def shard_number(path: Path) -> int:
+    """Return the number of a shard's file."""
+    return int(path.name.split(".")[0].removeprefix("shard-"))
+
+
+def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[int, int]]]:
+    """Return ``{extension: (offset, size)}`` of every sample of a shard, in the order of the tar.
+
+    Args:
+        path: The tar.
+        samples: Number of samples it must have.
+
+    Raises:
+        ValueError: If it is cut short, no tar, or has another number of samples.
+    """
+    damage = "is damaged: delete it and run `predict` again, which makes only what is missing"
+    table: dict[str, dict[str, tuple[int, int]]] = {}
+    try:
+        length = path.stat().st_size
+        with tarfile.open(path, "r:") as tar:
+            for member in tar:
+                key, _, extension = member.name.partition(".")
+                table.setdefault(key, {})[extension] = (member.offset_data, member.size)
+                if member.offset_data + member.size > length:
+                    raise tarfile.ReadError("unexpected end of data")
+    except FileNotFoundError:
+        raise ValueError(f"shard {path} is missing: run `predict` again") from None
+    except (tarfile.TarError, OSError) as error:
+        raise ValueError(f"shard {path} {damage} ({error})") from None
+    if samples is not None and len(table) != samples:
+        raise ValueError(f"shard {path} {damage} ({len(table)} samples, not {samples})")
+    return list(table.values())
+
+
+def read_members(
+    path: Path, samples: int | None = None, only: str | None = None
+) -> Iterator[dict[str, bytes]]:
+    """Yield ``{extension: bytes}`` of every sample of a shard; see `index_shard`.
+
+    Args:
+        path: The tar.
+        samples: Number of samples it must have.
+        only: One extension; the others are not read.
+    """
+    index = index_shard(path, samples)
+    with path.open("rb") as file:
+        for members in index:
+            data = {}
+            for extension, (offset, size) in members.items():
+                if only in (None, extension):
+                    file.seek(offset)
+                    data[extension] = file.read(size)
+            yield data
+
+
+def read_records(path: Path, samples: int | None = None) -> list[Record]:
+    """Return what is said of every sample of a shard; see `index_shard`."""
+    return [decode_record(members["json"]) for members in read_members(path, samples, "json")]

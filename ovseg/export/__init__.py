@@ -1,0 +1,1 @@
+"""Written datasets in other people's formats; see `ovseg.export.command`."""

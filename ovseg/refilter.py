@@ -1,0 +1,176 @@
+"""``ovseg refilter``: another filter or threshold for a dataset, from what is stored of it."""
+
+from __future__ import annotations
+
+import hashlib
+import heapq
+import io
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from jsonargparse import ArgumentParser
+from PIL import Image
+from torch.nn.functional import interpolate
+from tqdm import tqdm
+
+from ovseg.data.manifest import (
+    DATASET,
+    digest_of,
+    finish,
+    pending,
+    prepare,
+    read_manifest,
+    read_request,
+)
+from ovseg.data.shard_file import REJECTED, read_members, shard_name
+from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
+from ovseg.data.shard_writing import Rejected, Shard, telling_where
+from ovseg.quality import Filter, label_facts, verdict_of
+from ovseg.report.terminal import show_yield
+from ovseg.structures import to_label_map
+
+
+def main(argv: Sequence[str]) -> int:
+    """Write a new dataset; a killed one goes on where it was.
+
+    Raises:
+        FileNotFoundError: If the dataset is missing or not complete.
+        ValueError: If it does not hold what is needed, or an argument is wrong.
+        PermissionError: If the new folder cannot be written.
+    """
+    parser = ArgumentParser(prog="ovseg refilter", description=__doc__, exit_on_error=False)
+    parser.add_argument("dataset", type=Path, help="a complete dataset")
+    parser.add_argument("--out", type=Path, required=True, help="folder of the new one")
+    parser.add_argument("--config", action="config", help="YAML of the options below")
+    parser.add_argument("--filter", type=Filter | None, default=None, help="which samples are kept")
+    parser.add_argument(
+        "--threshold", type=float | None, default=None, help="of the label maps (as it was)"
+    )
+    parser.add_argument("--band", type=float | None, default=None, help="likewise (as it was)")
+    parser.add_argument(
+        "--rejected", type=Rejected, default="drop", help="keep the rejects' JSON, or all: apart"
+    )
+    args = parser.instantiate(parser.parse_args(list(argv)))
+    refilter(args.dataset, args.out, args.filter, args.threshold, args.band, args.rejected)
+    return 0
+
+
+def refilter(
+    source: Path,
+    out: Path,
+    judge: Filter | None,
+    threshold: float | None = None,
+    band: float | None = None,
+    rejected: Rejected = "drop",
+) -> None:
+    """Judge the samples of a dataset again, and write them as another one.
+
+    Images, latents and soft masks are copied. Rejected samples that were kept apart come back if
+    nothing is wrong with them now; those that were dropped cannot.
+
+    Args:
+        source: Folder of a complete dataset.
+        out: Folder of the new one.
+        judge: Says what is wrong with an entity; None keeps all that is there.
+        threshold: Probability at which a pixel belongs to an entity; None: as it was.
+        band: Half-width of the uncertain band; None: as it was.
+        rejected: See `ovseg.callbacks.shard_writer.ShardWriter`.
+
+    Raises:
+        FileNotFoundError: If the dataset is missing or not complete.
+        ValueError: If its facts or soft masks are not stored, or ``out`` holds another dataset.
+    """
+    manifest, request = read_manifest(source), read_request(source)
+    old, total = request["config"], manifest.get("yield")
+    if total is None:
+        raise ValueError(f"dataset {source} has format 1, without facts: generate it again")
+    levels = _changes(source, old, {"threshold": threshold, "band": band})
+    config = {
+        **old,
+        **levels,
+        "filter": judge.describe() if judge is not None else None,
+        "rejected": rejected if judge is not None or total["rejected"] else None,
+        "size": total["kept"] + total["rejected"],
+        "quota": None,
+        "limit": None,
+        "source": {
+            "dataset": hashlib.sha256((source / DATASET).read_bytes()).hexdigest()[:16],
+            "config": digest_of(old),
+            **{key: old.get(key) for key in ("filter", "threshold", "band", "source")},
+        },
+    }
+    prepare(out, {**request, "config": config})
+    left, lost = pending(out, config), 0
+    if levels:
+        levels = {key: config[key] for key in ("threshold", "band")}
+    done = len(manifest["shards"]) - len(left)
+    for number in tqdm(left, desc="shards", initial=done, total=len(manifest["shards"])):
+        with telling_where(out, number), Shard(out, number, config["rejected"]) as shard:
+            for members in _merged(source, number):
+                lost += _write(shard, members, judge, levels)
+    finish(out, config)
+    show_yield(str(out), read_manifest(out)["yield"])
+    if lost:
+        print(f"{lost} more would be kept, but were dropped from {source}: only `predict` has them")
+
+
+def _changes(source: Path, old: dict, levels: dict[str, float | None]) -> dict[str, float]:
+    """Return which of threshold and band are other ones than the dataset's.
+
+    Raises:
+        ValueError: If its label maps cannot be made again.
+    """
+    levels = {key: new for key, new in levels.items() if new is not None and new != old.get(key)}
+    if levels.get("band", 0) < 0 or not 0 <= levels.get("threshold", 0) <= 1:
+        raise ValueError(f"threshold must be in [0, 1] and band >= 0, got {levels}")
+    if levels and not (old["soft"] and "threshold" in old):
+        raise ValueError(
+            f"dataset {source} holds no soft masks to make label maps of: leave "
+            f"{' and '.join(levels)} out, or write it with ShardWriter's soft: true"
+        )
+    return levels
+
+
+def _merged(source: Path, number: int) -> Iterator[dict[str, bytes]]:
+    """Yield the samples of a shard, those that were rejected in their places among the others."""
+    paths = [source / shard_name(number), source / REJECTED / shard_name(number)]
+    parts = [read_members(path) for path in paths if path.is_file()]
+    return heapq.merge(*parts, key=lambda members: decode_record(members["json"]).request.index)
+
+
+def _write(
+    shard: Shard, members: dict[str, bytes], judge: Filter | None, levels: dict[str, float]
+) -> bool:
+    """Judge a sample again and append it.
+
+    Returns:
+        Whether nothing is wrong with it now, but it was dropped.
+    """
+    record = decode_record(members["json"])
+    dropped = "image.png" not in members
+    if levels and not dropped:
+        labels = _labels(record, members, **levels)
+        pairs = zip(record.request.entities, record.facts, strict=True)
+        facts = [one._replace(**label_facts(labels, entity.class_id)) for entity, one in pairs]
+        record = record._replace(facts=facts)
+        members = {**members, "mask.png": encode_png(labels)}
+    verdict = verdict_of(record.facts, judge)
+    lost = dropped and not any(verdict)
+    if not lost:  # else it is still rejected for what was wrong before
+        record = record._replace(verdict=verdict)
+    shard.write({**members, **encode_record(record)}, record.kept)
+    return lost
+
+
+def _labels(record: Record, members: dict[str, bytes], threshold: float, band: float) -> np.ndarray:
+    """Return the label map ``(H, W)`` uint8 of a sample's soft masks."""
+    width, height = Image.open(io.BytesIO(members["image.png"]), formats=("PNG",)).size
+    masks = torch.from_numpy(np.load(io.BytesIO(members["soft.npy"]), allow_pickle=False)).float()
+    if len(masks) and masks.shape[1:] != (height, width):
+        masks = interpolate(masks[None], (height, width), mode="bilinear")[0].clamp(0, 1)
+    ids = torch.tensor([[entity.class_id for entity in record.request.entities]])
+    found = torch.tensor([[facts.found for facts in record.facts]])
+    masks = masks[None] if len(masks) else masks.new_zeros(1, 0, height, width)
+    return to_label_map(masks, ids, found, threshold, band)[0].to(torch.uint8).numpy()

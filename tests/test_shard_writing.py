@@ -1,0 +1,66 @@
+"""A shard and its rejects: which gets its name first, and what a failure leaves."""
+
+import fcntl
+import os
+
+import pytest
+from test_shard_format import make_sample, members_of
+
+from ovseg.data.shard_file import read_members
+from ovseg.data.shard_format import encode_sample
+from ovseg.data.shard_writing import Shard, is_locked, telling_where
+
+
+def names(folder):
+    return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+
+
+@pytest.mark.parametrize(
+    ("rejected", "parts"), [("drop", {"json"}), ("apart", set(members_of(make_sample())))]
+)
+def test_rejects_stand_in_a_file_beside(tmp_path, rejected, parts):
+    with Shard(tmp_path, 3, rejected) as shard:
+        for index in range(4):
+            shard.write(encode_sample(make_sample(index)), kept=index != 2)
+        assert names(tmp_path) == ["rejected/shard-000003.tar.tmp", "shard-000003.tar.tmp"]
+    assert names(tmp_path) == ["rejected/shard-000003.tar", "shard-000003.tar"]
+    kept = list(read_members(tmp_path / "shard-000003.tar"))
+    assert kept == [members_of(make_sample(index)) for index in (0, 1, 3)]
+    (sample,) = read_members(tmp_path / "rejected" / "shard-000003.tar")
+    whole = members_of(make_sample(2))
+    assert sample == {part: whole[part] for part in parts}
+
+
+def test_the_rejects_get_their_name_first(tmp_path, monkeypatch):
+    order, replace = [], os.replace
+    monkeypatch.setattr("os.replace", lambda old, new: (order.append(new), replace(old, new)))
+    Shard(tmp_path, 0, "drop").publish()
+    assert order == [tmp_path / "rejected" / "shard-000000.tar", tmp_path / "shard-000000.tar"]
+
+
+def test_a_failure_leaves_nothing(tmp_path):
+    with pytest.raises(KeyboardInterrupt), Shard(tmp_path, 0, "drop") as shard:
+        shard.write(encode_sample(make_sample()), kept=True)
+        raise KeyboardInterrupt
+    assert names(tmp_path) == []
+    with pytest.raises(
+        OSError, match="cannot write .*shard-000000.tar .No space.*the same command"
+    ):
+        with telling_where(tmp_path, 0):
+            raise OSError(28, "No space left on device")
+
+
+def test_without_a_filter_there_is_one_file(tmp_path):
+    with Shard(tmp_path, 0) as shard:
+        shard.write(encode_sample(make_sample()), kept=True)
+    assert names(tmp_path) == ["shard-000000.tar"]
+
+
+def test_a_lock_is_seen_without_being_touched(tmp_path):
+    path = tmp_path / "shard-000000.tar.tmp"
+    path.touch()
+    assert not is_locked(path)
+    with path.open("ab") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        assert is_locked(path)
+    assert not is_locked(path)
