@@ -28,7 +28,7 @@ VERBS = {
     "export": ("ovseg.export.command:main", "a dataset as VOC, COCO, YOLO, ADE or Hugging Face"),
     "check": ("ovseg.contract:main", "test that a backbone keeps its contract"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),
-    "report": ("ovseg.quickstart_report:main", "make a quickstart's report again"),
+    "report": ("ovseg.dataset_report:main", "a page about a dataset, or a quickstart again"),
 }
 
 

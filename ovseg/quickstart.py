@@ -93,7 +93,7 @@ def plan(out: Path) -> list[Step]:
         step("stage 3, the synthetic dataset", "predict", "3_synthetic"),
         step("stage 4, a segmenter from the synthetic dataset", "fit", "4_segmenter"),
         step("stage 4, one from drawn scenes", "fit", "4_segmenter", "4_supervised"),
-        Step("report", "the report", "report", ("report", "--out", str(out))),
+        Step("report", "the report", "report", ("report", str(out))),
     ]
 
 

@@ -1,8 +1,7 @@
-"""``ovseg report``: from the results of a quickstart's stages to report.json and report.html."""
+"""From the results of a quickstart's stages to report.json and report.html."""
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,15 +32,12 @@ SCENES = 400
 """Drawn scenes on which the annotator itself is scored."""
 
 
-def main(argv: Sequence[str]) -> None:
+def make(out: Path) -> None:
     """Write ``OUT/report.json`` and ``OUT/report.html`` from the results of all stages.
 
     Raises:
         FileNotFoundError: If the folder holds no run, or not all of its results.
     """
-    parser = argparse.ArgumentParser(prog="ovseg report", description=__doc__.split("\n")[0])
-    parser.add_argument("--out", type=Path, required=True, help="folder of a quickstart")
-    out = parser.parse_args(argv).out
     settings = _read(out / "quickstart.json")
     vocabulary = Vocabulary.load("clipart", settings["split"])
     oracle = MMSegAnnotator("clipart", classes="all")

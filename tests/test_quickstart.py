@@ -284,9 +284,18 @@ def test_page_of_a_finished_run(finished, report):
     assert "synthetic: bus" in html and "supervised: bus" in html and "truth: car" in html
 
 
-def test_a_missing_result_says_how_to_get_it(tmp_path, capsys):
-    assert main(["report", "--out", str(tmp_path)]) == 2
-    assert "run `ovseg quickstart --out" in capsys.readouterr().err
+def test_a_missing_result_says_how_to_get_it(tmp_path):
+    with pytest.raises(FileNotFoundError, match="run `ovseg quickstart --out"):
+        quickstart_report.collect(tmp_path, Vocabulary.load("clipart", "1"), None, quality=0.0)
+
+
+def test_the_verb_makes_it_again(tmp_path, monkeypatch, capsys):
+    made = []
+    monkeypatch.setattr(quickstart_report, "make", made.append)
+    write_text(tmp_path / "quickstart.json", json.dumps(PLAIN))
+    assert main(["report", str(tmp_path)]) == 0 and made == [tmp_path]
+    assert main(["report", str(tmp_path), "--out", str(tmp_path / "a.html")]) == 2
+    assert "--out is for datasets" in capsys.readouterr().err and len(made) == 1
 
 
 def test_readme_shows_the_commands_of_the_plan(tmp_path):

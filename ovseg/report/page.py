@@ -41,14 +41,8 @@ def render(report: dict, gallery: Gallery, vocabulary: Vocabulary) -> str:
         gallery: Its pictures.
         vocabulary: Gives colours, names and the unseen classes.
     """
-    folder = files("ovseg") / "report"
-    environment = jinja2.Environment(
-        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
-    )
-    environment.globals.update(data_uri=data_uri, percent=numbers.percent)
-    template = environment.from_string((folder / "page.html").read_text(encoding="utf-8"))
-    return template.render(
-        style=Markup((folder / "page.css").read_text(encoding="utf-8")),
+    return load_template("page.html").render(
+        style=load_text("page.css"),
         report=report,
         numbers=numbers,
         layers=lambda picture: _layers(picture, vocabulary),
@@ -59,6 +53,20 @@ def render(report: dict, gallery: Gallery, vocabulary: Vocabulary) -> str:
         bars=_class_bars(report),
         color=lambda rgb: "#{:02x}{:02x}{:02x}".format(*rgb),
     )
+
+
+def load_template(name: str) -> jinja2.Template:
+    """Return a template of this package; it escapes what is filled in."""
+    environment = jinja2.Environment(
+        autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
+    )
+    environment.globals.update(data_uri=data_uri, percent=numbers.percent)
+    return environment.from_string(load_text(name))
+
+
+def load_text(name: str) -> Markup:
+    """Return a file of this package, to be filled in as it is."""
+    return Markup((files("ovseg") / "report" / name).read_text(encoding="utf-8"))
 
 
 def write(path: str | Path, report: dict, gallery: Gallery, vocabulary: Vocabulary) -> Path:
