@@ -3,7 +3,8 @@
     python benchmarks/dataset_report.py --samples 100000 --out runs/benchmarks/dataset_report.json
 
 The dataset is written first: drawn scenes of two objects, moved and shaded, 4,000 different images
-in turn, with scores and areas drawn at random. The report is a process of its own.
+in turn, with scores and areas drawn at random. The report is a process of its own; its peak memory
+counts what the process that started it held at that moment, so it is an upper bound.
 """
 
 from __future__ import annotations

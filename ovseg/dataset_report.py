@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import io
-import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -225,7 +224,7 @@ def _described(folder: Path) -> tuple[dict, list[str], int]:
             f"no {DATASET}, {REQUEST} or quickstart.json in {folder}: give the folder of a dataset "
             "or of a quickstart"
         )
-    request = json.loads(json.dumps(read_request(folder)))
+    request = read_request(folder)
     config, planned = request["config"], plan_shards(folder, request["config"]).shards
     done = sorted(n for n in done_shards(folder, config) if n < planned)
     facts = {**config, "environment": request["environment"], "config_digest": digest_of(config)}
