@@ -26,6 +26,7 @@ VERBS = {
     "prompts": ("ovseg.prompts_preview:main", "the prompts that a config asks for"),
     "names": ("ovseg.names:main", "a vocabulary's words: tokens, whether drawn, whether grounded"),
     "export": ("ovseg.export.command:main", "a dataset as VOC, COCO, YOLO, ADE or Hugging Face"),
+    "compare": ("ovseg.compare:main", "two tests of segmenters: is the difference more than luck"),
     "check": ("ovseg.contract:main", "test that a backbone keeps its contract"),
     "quickstart": ("ovseg.quickstart:main", "all four stages on the embedded clip-art world"),
     "report": ("ovseg.dataset_report:main", "a page about a dataset, or a quickstart again"),

@@ -8,9 +8,11 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 
+import numpy as np
 import torch
 from torch import Tensor
 from torchmetrics import Metric
+from torchmetrics.utilities.data import dim_zero_cat
 
 from ovseg.controls import other, two_objects
 from ovseg.errors import importing_mmseg
@@ -53,6 +55,7 @@ class SegmentationIoU(Metric):
         unseen: Ids of the unseen classes.
         background_in_mean: Count background's IoU among the seen classes.
         score_background: Score pixels whose truth is background; else they are ignored.
+        score_seen: Score pixels whose truth is a seen class; else they are ignored.
 
     Raises:
         ValueError: If background's IoU is to be in the mean but its pixels are ignored.
@@ -60,6 +63,8 @@ class SegmentationIoU(Metric):
 
     full_state_update = False
     areas: Tensor
+    indices: list[Tensor]
+    image_areas: list[Tensor]
 
     def __init__(
         self,
@@ -68,6 +73,7 @@ class SegmentationIoU(Metric):
         unseen: Sequence[int],
         background_in_mean: bool = False,
         score_background: bool = True,
+        score_seen: bool = True,
     ) -> None:
         super().__init__()
         if background_in_mean and not score_background:
@@ -78,16 +84,20 @@ class SegmentationIoU(Metric):
         self.num_classes = num_classes
         self.seen = [0, *seen] if background_in_mean else list(seen)
         self.unseen = list(unseen)
-        self.score_background = score_background
+        self.ignored = ([] if score_background else [0]) + ([] if score_seen else list(seen))
         # rows: intersection, union, prediction, truth
         self.add_state("areas", torch.zeros(4, num_classes, dtype=torch.long), dist_reduce_fx="sum")
+        self.add_state("indices", [], dist_reduce_fx="cat")
+        self.add_state("image_areas", [], dist_reduce_fx="cat")
 
-    def update(self, predictions: Tensor, labels: Tensor) -> None:
+    def update(self, predictions: Tensor, labels: Tensor, indices: Tensor | None = None) -> None:
         """Add images.
 
         Args:
             predictions: ``(B, H, W)`` int64 class ids.
             labels: ``(B, H, W)`` int64 class ids, 255 = ignore.
+            indices: ``(B,)`` int64 numbers of the images, to keep the areas of each for `images`;
+                None keeps the sums alone.
 
         Raises:
             ValueError: If shapes differ, or an id is not of a class.
@@ -98,17 +108,30 @@ class SegmentationIoU(Metric):
                 "have the same shape"
             )
         self._check(predictions, "a prediction")
-        if not self.score_background:
+        if self.ignored:
             self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
-            labels = labels.masked_fill(labels == 0, IGNORE)
+            ignored = torch.isin(labels, labels.new_tensor(self.ignored))
+            labels = labels.masked_fill(ignored, IGNORE)
+        if indices is None:
+            areas = self._count(predictions, labels)
+        else:
+            pairs = zip(predictions, labels, strict=True)
+            each = torch.stack([self._count(*pair) for pair in pairs])
+            self.indices.append(indices.to(self.areas))
+            self.image_areas.append(each[:, [0, 1, 3]].int())
+            areas = each.sum(dim=0)
+        if areas[3].sum() != (labels != IGNORE).sum():  # MMSegmentation drops foreign ids
+            self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
+        self.areas += areas
+
+    def _count(self, predictions: Tensor, labels: Tensor) -> Tensor:
+        """Return the areas ``(4, N)`` of label maps of any shape."""
         score = mmseg_iou_metric().intersect_and_union
         areas = torch.zeros_like(self.areas)
         for start in range(0, labels.numel(), EXACT):
             part = (ids.reshape(-1)[start : start + EXACT] for ids in (predictions, labels))
             areas += torch.stack(score(*part, self.num_classes, IGNORE)).to(areas)
-        if areas[3].sum() != (labels != IGNORE).sum():  # MMSegmentation drops foreign ids
-            self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
-        self.areas += areas
+        return areas
 
     def _check(self, ids: Tensor, what: str) -> None:
         if not ids.numel():
@@ -134,6 +157,21 @@ class SegmentationIoU(Metric):
             "background": iou[0],
             "per_class": iou,
         }
+
+    def images(self) -> tuple[np.ndarray, np.ndarray]:
+        """Gather what was kept of single images, in the order of their numbers, without repeats.
+
+        Returns:
+            Their numbers ``(I,)`` int64 and areas ``(I, 3, N)`` int32: intersection, union, truth;
+            the same on every rank.
+        """
+        with self.sync_context():
+            if not len(self.indices):
+                return np.zeros(0, np.int64), np.zeros((0, 3, self.num_classes), np.int32)
+            indices = dim_zero_cat(self.indices).cpu().numpy()
+            areas = dim_zero_cat(self.image_areas).cpu().numpy()
+        numbers, first = np.unique(indices, return_index=True)
+        return numbers, areas[first]
 
 
 class GroundingIoU(Metric):

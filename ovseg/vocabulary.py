@@ -22,7 +22,7 @@ class VocabularyClass:
         id: >= 1; 0 is background.
         key: Identifier used in data sets, e.g. "pottedplant".
         name: Words used in prompts, e.g. "potted plant".
-        article: "a" or "an".
+        article: "a", "an", or "some" for what is not counted.
         plural: Words for several of it.
         synonyms: Other words for it.
         color: RGB of the palette.

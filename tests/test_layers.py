@@ -46,7 +46,7 @@ def layer_of(name: str) -> str:
         return "types"
     if rest == "base" or name == "quality":
         return "base"
-    if name in ("losses", "metrics", "controls", "augment", "optim"):
+    if name in ("losses", "metrics", "controls", "augment", "optim", "protocol", "results"):
         return "maths"
     if name in ("grounders.folder", "grounders.card", "grounders.partner"):
         return "folder"

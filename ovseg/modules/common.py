@@ -11,9 +11,8 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from ovseg.results import RESULTS
 from ovseg.vocabulary import Vocabulary
-
-RESULTS = "results.json"
 
 
 def stream_names(module: LightningModule, stage: str) -> list[str]:
@@ -32,13 +31,18 @@ def write_results(module: LightningModule, results: dict) -> Path:
 
     Numbers are rounded to 4 decimals, NaN becomes null.
     """
-    path = Path(module.trainer.default_root_dir) / RESULTS
+    text = json.dumps(_plain(results), indent=2)
+    return write_output(module, RESULTS, f"{text}\n".encode())
+
+
+def write_output(module: LightningModule, name: str, content: bytes) -> Path:
+    """Write a file into the trainer's default_root_dir, from rank 0, all or nothing."""
+    path = Path(module.trainer.default_root_dir) / name
     if module.trainer.is_global_zero and not module.trainer.fast_dev_run:
         path.parent.mkdir(parents=True, exist_ok=True)
         partial = path.with_suffix(".tmp")
-        with partial.open("w", encoding="utf-8") as file:
-            json.dump(_plain(results), file, indent=2)
-            file.write("\n")
+        with partial.open("wb") as file:
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(partial, path)

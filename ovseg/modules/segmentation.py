@@ -4,13 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
 from ovseg.augment import Augmentation
 from ovseg.metrics import SegmentationIoU
-from ovseg.modules.common import by_class, stream_names
+from ovseg.modules.common import by_class, stream_names, write_output, write_results
 from ovseg.modules.scored import ScoredModule
+from ovseg.protocol import Protocol, words
+from ovseg.results import IMAGES, TABLE, pack_images, table
 from ovseg.segmenters.base import Segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
@@ -22,7 +25,8 @@ class SegmentationModule(ScoredModule):
     """Train a segmenter on label maps; score seen and unseen classes on named streams.
 
     `test` writes results.json: per stream `seen`, `unseen`, `harmonic`, `mean`, `background` and
-    `per_class`, IoU in percent.
+    `per_class`, IoU in percent, and the `protocol`. Beside it stand results_images.npz, the areas
+    of every image for `ovseg compare`, and, with a named protocol, results.md, a table.
 
     Args:
         segmenter: Makes the segmenter from the number of classes.
@@ -30,9 +34,16 @@ class SegmentationModule(ScoredModule):
         lr_scheduler: Makes the scheduler, stepped every training step.
         vocabulary: Linked from the data module.
         augment: Random views of the training images; None trains on them as they are.
-        background_in_mean: Count background's IoU among the seen classes.
-        score_background: Score pixels whose truth is background; else they are ignored.
+        protocol: Name or path of a protocol, which decides how is scored; None leaves that to the
+            next two.
+        background_in_mean: Count background's IoU among the seen classes; by default not.
+        score_background: Score pixels whose truth is background (the default); else they are
+            ignored.
         unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
+
+    Raises:
+        ValueError: If the protocol is unknown, contradicts another argument or itself, or is one
+            of other classes or another split than the data module's.
     """
 
     def __init__(
@@ -42,23 +53,30 @@ class SegmentationModule(ScoredModule):
         lr_scheduler: LRSchedulerCallable | None = None,
         vocabulary: Vocabulary | None = None,
         augment: Augmentation | None = None,
-        background_in_mean: bool = False,
-        score_background: bool = True,
+        protocol: str | None = None,
+        background_in_mean: bool | None = None,
+        score_background: bool | None = None,
         unseen_masks: bool = False,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, vocabulary, unseen_masks)
         self.augment = augment
-        self.protocol = {
-            "background_in_mean": background_in_mean,
-            "score_background": score_background,
-        }
+        asked = {"background_in_mean": background_in_mean, "score_background": score_background}
+        self.protocol = _protocol(protocol, self.vocabulary, asked)
+        self.unseen_masks |= self.protocol.allows_unseen_masks
+        self.silent = self.protocol.silent(self.vocabulary)
         self.segmenter = segmenter(self.vocabulary.num_classes)
         self.scores = nn.ModuleDict()
-        self._metric()  # a protocol that contradicts itself fails now
 
     def _metric(self) -> SegmentationIoU:
-        words = self.vocabulary
-        return SegmentationIoU(words.num_classes, words.seen, words.unseen, **self.protocol)
+        vocabulary, protocol = self.vocabulary, self.protocol
+        return SegmentationIoU(
+            vocabulary.num_classes,
+            vocabulary.seen,
+            vocabulary.unseen,
+            background_in_mean=protocol.background_in_mean,
+            score_background=protocol.score_background,
+            score_seen=not protocol.novel_only,
+        )
 
     def setup(self, stage: str) -> None:
         """Make one metric per stream."""
@@ -80,28 +98,67 @@ class SegmentationModule(ScoredModule):
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _score(self, kind: str, batch: Batch, number: int) -> None:
-        self.scores[kind][number].update(self.predict_step(batch, 0), batch.labels)
-
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
-        self._score("val", batch, dataloader_idx)
+        self.scores["val"][dataloader_idx].update(self.predict_step(batch, 0), batch.labels)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of a test stream."""
-        self._score("test", batch, dataloader_idx)
+        """Score a batch of a test stream, and keep the areas of each image.
+
+        Raises:
+            ValueError: If the images have not the protocol's size.
+        """
+        size, found = self.protocol.image_size, tuple(batch.images.shape[-2:])
+        if size is not None and found != (size, size):
+            raise ValueError(
+                f"protocol {self.protocol.name} scores images of {size} x {size} pixels, those of "
+                f"the test stream have {found[0]} x {found[1]}"
+            )
+        metric = self.scores["test"][dataloader_idx]
+        metric.update(self.predict_step(batch, 0), batch.labels, batch.indices)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the label map ``(B, H, W)`` of each image."""
-        return self.segmenter(batch.images).argmax(dim=1)
+        """Return the label map ``(B, H, W)`` of each image, of classes that may be predicted."""
+        logits = self.segmenter(batch.images)
+        if self.protocol.flips:
+            logits = (logits + self.segmenter(batch.images.flip(3)).flip(3)) / 2
+        if self.silent:
+            silent = torch.tensor(self.silent, device=logits.device)
+            logits = logits.index_fill(1, silent, -torch.inf)
+        return logits.argmax(dim=1)
 
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
         self.report("val")
 
+    def on_test_start(self) -> None:
+        """Say the protocol in words."""
+        super().on_test_start()
+        if self.protocol.name and self.trainer.is_global_zero:
+            print(words(self.protocol, self.vocabulary), flush=True)
+
+    def on_test_epoch_end(self) -> None:
+        """Write the areas of single images, the table and, last, results.json."""
+        metrics = list(self.scores["test"])
+        names = stream_names(self, "test")
+        images = {n: metric.images() for n, metric in zip(names, metrics, strict=True)}
+        write_output(self, IMAGES, pack_images(images, metrics[0].seen, metrics[0].unseen))
+        results = self.report("test")
+        if self.protocol.name:
+            write_output(self, TABLE, table(self.protocol, results, *self._row()).encode())
+        write_results(self, results)
+
+    def _row(self) -> tuple[str, str]:
+        """Return the method and its training data in the words of a table."""
+        stream = getattr(self.trainer.datamodule, "train", None)
+        source = "not given" if stream is None else type(stream).__name__
+        masks = ", masks of unseen classes" if self.unseen_masks else ""
+        return type(self.segmenter).__name__, source + masks
+
     def report(self, kind: str) -> dict[str, dict]:
         """Compute, log and reset the scores; those of the first stream also without its name."""
         results = {}
+        facts = {**self.protocol.facts(), "classes": self.vocabulary.digest}
         for place, name in enumerate(stream_names(self, kind)):
             metric = self.scores[kind][place]
             scores = metric.compute()
@@ -110,6 +167,25 @@ class SegmentationModule(ScoredModule):
             logged = {f"{p}/{LOGGED[key]}": scores[key].float() for key in LOGGED for p in prefixes}
             self.log_dict(logged, sync_dist=True, batch_size=1)
             classes = by_class(scores.pop("per_class"), self.vocabulary)
-            facts = {**self.protocol, "unseen_masks": self.unseen_masks}
-            results[name] = {**scores, "per_class": classes, **facts}
+            choices = {"protocol": facts, "unseen_masks": self.unseen_masks}
+            results[name] = {**scores, "per_class": classes, **choices}
         return results
+
+
+def _protocol(
+    source: str | None, vocabulary: Vocabulary, asked: dict[str, bool | None]
+) -> Protocol:
+    """Load a protocol that fits, or make one without a name of what is asked for."""
+    asked = {key: value for key, value in asked.items() if value is not None}
+    if source is None:
+        where = {"vocabulary": vocabulary.name, "split": vocabulary.split}
+        return Protocol(name=None, title="choices of a configuration", **where, **asked)
+    protocol = Protocol.load(source)
+    protocol.check(vocabulary)
+    for key, value in asked.items():
+        if value != getattr(protocol, key):
+            raise ValueError(
+                f"{key} is {value}, but {not value} in protocol {protocol.name}: leave one of them "
+                "out"
+            )
+    return protocol
