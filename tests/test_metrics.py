@@ -74,6 +74,27 @@ def test_background_in_the_mean_and_background_scored_are_two_things(images):
         SegmentationIoU(5, [1], [2], background_in_mean=True, score_background=False)
 
 
+def test_pixels_of_seen_classes_can_be_ignored(images):
+    predictions, labels = images
+    metric = SegmentationIoU(5, [1, 2], [3, 4], score_background=False, score_seen=False)
+    metric.update(predictions, labels)
+    unseen = labels.masked_fill(labels < 3, IGNORE)
+    truth = by_loops(predictions, unseen, 5)
+    assert metric.compute()["unseen"].item() == pytest.approx((truth[3] + truth[4]) / 2)
+    with pytest.raises(ValueError, match="label.*got 7"):
+        metric.update(predictions, labels.masked_fill(labels == 3, 7))
+
+
+def test_areas_of_images_add_up_to_those_of_all(images):
+    whole, kept = (SegmentationIoU(5, [1, 2], [3, 4]) for _ in range(2))
+    whole.update(*images)
+    kept.update(*images, torch.arange(6))
+    assert torch.equal(whole.areas, kept.areas)
+    numbers, areas = kept.images()
+    assert numbers.tolist() == list(range(6))
+    assert areas.sum(0).tolist() == whole.areas[[0, 1, 3]].tolist()
+
+
 def test_a_prediction_of_255_or_a_foreign_label_is_refused():
     metric = SegmentationIoU(3, [1], [2])
     zeros = torch.zeros(1, 2, 2, dtype=torch.long)

@@ -3,17 +3,22 @@
 import functools
 import json
 
+import numpy as np
 import pytest
 import torch
+import yaml
 from acme.annotator import ColorAnnotator
 from acme.segmenter import PixelSegmenter
 from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
 from ovseg.augment import Augmentation
 from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.base import Stream
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.shards import ShardStream
 from ovseg.modules.segmentation import SegmentationModule
+from ovseg.segmenters.base import Segmenter
+from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.01)
@@ -53,7 +58,8 @@ def test_fit_then_test(tmp_path):
         assert results["all"]["per_class"].get(c.key) == pytest.approx(iou, abs=1e-3)
     assert results["all"]["background"] > 90
     assert results["all"]["harmonic"] > 20
-    assert results["all"]["score_background"] is True
+    assert results["all"]["protocol"]["score_background"] is True
+    assert not (tmp_path / "results.md").exists()  # these choices have no name
 
 
 def test_masks_of_unseen_classes_are_refused_unless_they_are_asked_for(tmp_path):
@@ -107,3 +113,159 @@ def test_a_protocol_that_contradicts_itself_is_refused():
         )
     with pytest.raises(ValueError, match="vocabulary"):
         SegmentationModule(PixelSegmenter, ADAM)
+
+
+class Painted(Segmenter):
+    """Logits that say, for every pixel, the class in the first channel; the next one second."""
+
+    def forward(self, images):
+        first = images[:, 0].long()
+        numbers = torch.arange(self.num_classes, device=images.device).view(1, -1, 1, 1)
+        return -((numbers - first[:, None]) % self.num_classes).float()
+
+    def loss(self, images, labels):
+        raise NotImplementedError
+
+
+class Pictures(Stream):
+    """Label maps whose images are a prediction, see `Painted`."""
+
+    def __init__(self, predictions, labels):
+        self.predictions, self.labels = predictions, labels
+
+    def __len__(self):
+        return len(self.labels)
+
+    def __getitem__(self, positions):
+        images = self.predictions[list(positions), None].expand(-1, 3, -1, -1).to(torch.uint8)
+        return Batch(
+            indices=torch.tensor(positions), images=images, labels=self.labels[list(positions)]
+        )
+
+
+def score(tmp_path, predictions, labels, vocabulary="clipart", split="1", **arguments) -> dict:
+    """Test a segmenter that predicts this; return the results of the stream."""
+    test = {"val": Pictures(predictions, labels)}
+    source = SyntheticDataModule(vocabulary, split, 2, test=test)
+    model = SegmentationModule(Painted, ADAM, vocabulary=source.vocabulary, **arguments)
+    quiet_trainer(tmp_path).test(model, source, verbose=False)
+    return json.loads((tmp_path / "results.json").read_text())["val"]
+
+
+def own(folder, **changes) -> str:
+    """Write a protocol of the clip-art world."""
+    choices = {"name": "own", "title": "mine", "vocabulary": "clipart", "split": "1"}
+    path = folder / "own.yaml"
+    path.write_text(yaml.safe_dump({**choices, **changes}))
+    return str(path)
+
+
+def voc_images(background: int = 733, ignored: int = 47):
+    """Return label maps of VOC's 21 classes: 1000 scored pixels, 13 or 14 of each object."""
+    objects = [13] * 13 + [14] * 7
+    values = [0] * background + [255] * ignored
+    values += [c for c, count in enumerate(objects, start=1) for _ in range(count)]
+    return torch.tensor(values).view(3, 1, -1)
+
+
+def test_background_everywhere_scores_3_49_on_voc(tmp_path):
+    """The known value of the val masks, 73.3 % background: its IoU divided by 21 classes."""
+    labels = voc_images()
+    found = score(tmp_path, torch.zeros_like(labels), labels, "voc", background_in_mean=True)
+    assert found["background"] == pytest.approx(73.3)
+    assert found["mean"] == pytest.approx(73.3 / 21, abs=1e-4) == pytest.approx(3.49, abs=1e-3)
+    assert found["seen"] == pytest.approx(73.3 / 16, abs=1e-4)
+    assert (found["unseen"], found["harmonic"]) == (0, 0)
+    left_out = score(tmp_path, torch.zeros_like(labels), labels, "voc")
+    assert (left_out["seen"], left_out["mean"]) == (0, 0)
+    # nobody may say background under the standard protocol: the next class is said, aeroplane
+    labels = voc_images()
+    found = score(tmp_path, torch.zeros_like(labels), labels, "voc", "zs3", protocol="voc_zs3")
+    assert found["per_class"]["aeroplane"] == pytest.approx(100 * 13 / 267, abs=1e-4)
+    assert found["seen"] == pytest.approx(100 * 13 / 267 / 15, abs=1e-4)
+    assert found["protocol"]["name"] == "voc_zs3" and "background" in found
+
+
+def test_only_unseen_classes_compete_where_the_protocol_says_so(tmp_path):
+    """Clip art 1: boat 3, cat 6, flower 8, key 15, umbrella 18 are unseen."""
+    novel = {"background_predicted": False, "score_background": False, "setting": "novel-only"}
+    said = torch.tensor([[[1, 4, 7, 3, 3, 0, 9, 16]]])
+    labels = torch.tensor([[[3, 6, 6, 3, 5, 0, 255, 18]]])
+    # the next unseen class of each: 3 6 8 3 3 3 15 18; pixels 4, 5, 6 are ignored
+    found = score(tmp_path, said, labels, protocol=own(tmp_path, **novel))
+    assert found["per_class"] == {"boat": 100, "cat": 50, "flower": 0, "umbrella": 100}
+    assert found["unseen"] == 62.5 and found["seen"] is None and found["harmonic"] is None
+    everywhere = score(tmp_path, said, labels)
+    assert everywhere["per_class"]["boat"] == pytest.approx(100 / 3, abs=1e-3)
+
+
+def test_a_protocol_prints_itself_and_writes_its_table(tmp_path, capsys):
+    labels = torch.randint(0, 21, (3, 64, 64), generator=torch.Generator().manual_seed(0))
+    found = score(tmp_path, labels, labels, protocol="clipart_1")
+    assert "Protocol clipart_1: drawn scenes" in capsys.readouterr().out
+    assert found["protocol"]["setting"] == "generalised" and found["seen"] == 100
+    text = (tmp_path / "results.md").read_text()
+    assert "| **Painted** | not given | 100.0 | 100.0 | 100.0 |" in text
+    with np.load(tmp_path / "results_images.npz", allow_pickle=False) as arrays:
+        assert arrays["val/indices"].tolist() == [0, 1, 2]
+        for image, areas in zip(labels, arrays["val/areas"], strict=True):
+            counts = torch.bincount(image.flatten(), minlength=21).numpy()
+            assert (areas == counts).all()  # intersection, union and truth
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"results.json", "results.md", "results_images.npz"}
+    with pytest.raises(ValueError, match="images of 64 x 64 pixels, .* have 64 x 60"):
+        score(tmp_path, labels[:, :, :60], labels[:, :, :60], protocol="clipart_1")
+
+
+def test_mirrored_images_are_averaged(tmp_path):
+    class Left(Painted):
+        def forward(self, images):
+            logits = torch.zeros(len(images), self.num_classes, *images.shape[2:])
+            logits[:, 1, :, 0] = 4.0  # whatever the image, its first column is class 1
+            logits[:, 2] = 1.0
+            return logits
+
+    source = SyntheticDataModule("clipart", "1", 2)
+    facts = {"vocabulary": source.vocabulary, "protocol": own(tmp_path, flips=True)}
+    model = SegmentationModule(Left, ADAM, **facts)
+    batch = Batch(indices=torch.tensor([0]), images=torch.zeros(1, 3, 1, 4).byte())
+    assert model.predict_step(batch, 0).tolist() == [[[1, 2, 2, 1]]]
+
+
+def test_what_contradicts_a_protocol_is_refused(tmp_path):
+    facts = {"vocabulary": Vocabulary.load("voc", "zs3"), "protocol": "voc_zs3"}
+    agreed = SegmentationModule(Painted, ADAM, score_background=False, **facts)
+    assert agreed.protocol.name == "voc_zs3"
+    for key in ("score_background", "background_in_mean"):
+        with pytest.raises(ValueError, match=f"{key} is True, but False in protocol voc_zs3"):
+            SegmentationModule(Painted, ADAM, **facts, **{key: True})
+    with pytest.raises(ValueError, match="split 'zs3'; the data module has 'voc', split '2'"):
+        SegmentationModule(Painted, ADAM, None, Vocabulary.load("voc", "2"), protocol="voc_zs3")
+    with pytest.raises(ValueError, match="no protocol 'voc_zs': give voc_zs3"):
+        SegmentationModule(Painted, ADAM, None, facts["vocabulary"], protocol="voc_zs")
+
+
+def stored_dataset(folder, monkeypatch, requested, trained) -> SyntheticDataModule:
+    """Write the dataset of an annotator that says this of itself."""
+    facts = {"requested_classes": list(requested), "trained_on": list(trained)}
+    monkeypatch.setattr(ColorAnnotator, "describe", lambda self: facts)
+    return SyntheticDataModule("clipart", "1", 4, train=ShardStream(str(write_dataset(folder))))
+
+
+def test_a_dataset_whose_annotator_learnt_unseen_masks_is_refused(tmp_path, monkeypatch):
+    """dataset.json tells a detector of all classes from a grounder that learnt seen ones."""
+    words = Vocabulary.load("clipart")
+    everything = words.select("all")
+    source = stored_dataset(tmp_path / "detector", monkeypatch, everything, everything)
+    source.train.bind(words)
+    with pytest.raises(ValueError, match="teaches masks of .*, which split 1 calls unseen"):
+        SegmentationModule(Painted, ADAM, vocabulary=words).check_leak("train", source.train)
+    for allowed in ({"unseen_masks": True}, {"protocol": own(tmp_path, allows_unseen_masks=True)}):
+        model = SegmentationModule(Painted, ADAM, vocabulary=words, **allowed)
+        model.check_leak("train", source.train)
+        assert model.unseen_masks
+    grounder = stored_dataset(tmp_path / "grounder", monkeypatch, everything, words.seen)
+    grounder.train.bind(words)
+    found = grounder.train.manifest["counts"]["classes"]
+    assert any(found[words[i].key]["found"] for i in words.unseen)
+    SegmentationModule(Painted, ADAM, vocabulary=words).check_leak("train", grounder.train)

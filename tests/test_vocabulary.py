@@ -3,6 +3,7 @@
 import pytest
 import yaml
 
+from ovseg.errors import importing_mmseg
 from ovseg.vocabulary import Vocabulary
 
 VOC = (
@@ -10,12 +11,18 @@ VOC = (
     "person pottedplant sheep sofa train tvmonitor"
 ).split()
 
-# Unseen ids. 1-3: the paper's three splits; zs3: the last five classes, as SPNet has it.
+# Unseen ids. 1-3: the paper's three splits; zs3: the last five classes, as SPNet has it; zs3net: as
+# the comments of ZS3Net's eval_pascal.py have them.
 VOC_UNSEEN = {
     "1": (7, 12, 18, 19, 20),
     "2": (13, 14, 15, 16, 17),
     "3": (6, 8, 9, 10, 11),
     "zs3": (16, 17, 18, 19, 20),
+    "zs3net_2": (10, 14),
+    "zs3net_4": (1, 10, 14, 18),
+    "zs3net_6": (1, 8, 10, 14, 18, 20),
+    "zs3net_8": (1, 5, 8, 10, 14, 18, 19, 20),
+    "zs3net_10": (1, 5, 8, 9, 10, 14, 16, 18, 19, 20),
 }
 
 
@@ -68,14 +75,40 @@ def test_every_word_of_a_class_leads_to_its_id(word):
     assert Vocabulary.load("voc").id_of(word) == 16
 
 
-@pytest.mark.parametrize("name", ["clipart", "voc"])
-def test_no_word_means_two_classes(name):
-    vocabulary = Vocabulary.load(name)
+@pytest.mark.parametrize(("name", "split"), [("clipart", 1), ("voc", 1), ("coco_stuff", "zs3")])
+def test_no_word_means_two_classes(name, split):
+    vocabulary = Vocabulary.load(name, split)
     words = [{c.key, c.name, c.plural, *c.synonyms} for c in vocabulary.classes]
     assert sum(map(len, words)) == len(set().union(*words))
     assert len(set(vocabulary.palette)) == vocabulary.num_classes
     for c in vocabulary.classes:
-        assert c.article == ("an" if c.name[0] in "aeiou" else "a")
+        assert c.article in ("some", "an" if c.name[0] in "aeiou" else "a")
+        assert c.article != "some" or c.plural == c.name
+
+
+def test_coco_stuff_has_the_classes_of_mmsegmentation():
+    """Its order leaves out the 11 numbers of the data set that no image has."""
+    with importing_mmseg():
+        from mmseg.datasets import COCOStuffDataset
+
+    coco = Vocabulary.load("coco_stuff", "zs3")
+    assert tuple(c.key for c in coco.classes) == COCOStuffDataset.METAINFO["classes"]
+    assert [tuple(color) for color in coco.palette] == [voc_color(label) for label in range(172)]
+    assert (len(coco.seen), len(coco.unseen)) == (156, 15)
+    unseen = "cow suitcase giraffe frisbee skateboard carrot scissors".split()
+    stuff = "cardboard clouds grass playingfield river road tree wall-concrete".split()
+    assert {coco[i].key for i in coco.unseen} == {*unseen, *stuff}
+
+
+def test_coco_stuff_has_names_for_prompts():
+    coco = Vocabulary.load("coco_stuff", "zs3")
+    names = {"wall-brick": "brick wall", "sky-other": "sky", "playingfield": "playing field"}
+    for key, name in names.items():
+        assert coco[coco.id_of(key)].name == name
+    assert not [name for name in coco.names if "-" in name or name.endswith("other")]
+    assert coco[coco.id_of("grass")].article == "some"
+    for other, own in (("tvmonitor", "tv"), ("aeroplane", "airplane"), ("sofa", "couch")):
+        assert coco[coco.id_of(other)].name == own
 
 
 @pytest.mark.parametrize("split", ["1", "2", "3"])
@@ -115,7 +148,7 @@ def test_unknown_class_names_the_nearest():
 def test_unknown_split_vocabulary_id_and_group():
     with pytest.raises(ValueError, match="no split '7'; choose one of 1, 2, 3, zs3"):
         Vocabulary.load("voc", "7")
-    with pytest.raises(ValueError, match="give one of clipart, voc or a YAML file"):
+    with pytest.raises(ValueError, match="give one of clipart, coco_stuff, voc or"):
         Vocabulary.load("vok")
     with pytest.raises(ValueError, match="class id 21 is outside 1..20"):
         Vocabulary.load("voc")[21]
