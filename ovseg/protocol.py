@@ -179,14 +179,12 @@ def names() -> list[str]:
 def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
     """Say a protocol in some sentences."""
     unseen = ", ".join(vocabulary[i].name for i in vocabulary.unseen)
-    may = [
-        "the names of unseen classes" if protocol.unseen_names else "",
-        "pixels without annotation" if protocol.transductive else "",
-        "masks of unseen classes (a bound, no zero-shot result)"
-        if protocol.allows_unseen_masks
-        else "",
-    ]
-    used = " and ".join(filter(None, may)) or "nothing of unseen classes"
+    allowed = {
+        "the names of unseen classes": protocol.unseen_names,
+        "pixels without annotation": protocol.transductive,
+        "masks of unseen classes (a bound, no zero-shot result)": protocol.allows_unseen_masks,
+    }
+    used = " and ".join(what for what, yes in allowed.items() if yes) or "nothing of unseen classes"
     size = f"at {protocol.image_size} pixels" if protocol.image_size else "at their own size"
     return (
         f"Protocol {protocol.name}: {protocol.title}. {len(vocabulary.seen)} seen and "

@@ -11,6 +11,7 @@ from acme.annotator import ColorAnnotator
 from acme.segmenter import PixelSegmenter
 from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
+from ovseg import compare
 from ovseg.augment import Augmentation
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.base import Stream
@@ -211,6 +212,9 @@ def test_a_protocol_prints_itself_and_writes_its_table(tmp_path, capsys):
         for image, areas in zip(labels, arrays["val/areas"], strict=True):
             counts = torch.bincount(image.flatten(), minlength=21).numpy()
             assert (areas == counts).all()  # intersection, union and truth
+    read = compare.read(tmp_path)["val"]
+    result = compare.compare(read, read, resamples=20)
+    assert read.facts == found["protocol"] and result["unseen"]["difference"] == 0
     names = {path.name for path in tmp_path.iterdir()}
     assert names == {"results.json", "results.md", "results_images.npz"}
     with pytest.raises(ValueError, match="images of 64 x 64 pixels, .* have 64 x 60"):
