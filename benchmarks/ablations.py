@@ -202,7 +202,8 @@ def plot(table: dict[str, dict], path: Path) -> None:
         axes.set_title(f"{question.title} ({module})", loc="left", fontsize=10)
         axes.invert_yaxis()
     axes.set(xlim=(0, 100), xlabel="mIoU, images of two objects")
-    all_axes[0, 0].legend(loc="lower left", fontsize=8)
+    handles, labels = all_axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside upper right", ncols=2, fontsize=8)
     figure.savefig(path, dpi=110)
 
 
