@@ -142,9 +142,7 @@ def test_a_killed_one_is_resumed(filtered, tmp_path):
 
 
 def quota_module(quota=4, limit=50, **arguments):
-    data = module(4, quota=quota, limit=limit, **arguments)
-    data.predict["data"].prompts.classes = CLASSES
-    return data
+    return module(4, classes=CLASSES, quota=quota, limit=limit, **arguments)
 
 
 def test_a_quota_is_met_by_the_first_shards_that_can(tmp_path):

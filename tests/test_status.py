@@ -89,8 +89,7 @@ def test_nothing_done_yet(dataset):
 
 
 def test_a_quota_says_what_is_missing(tmp_path):
-    stream = live_stream(4, quota=3, limit=20)
-    stream.prompts.classes = ["house", "fish", "car"]
+    stream = live_stream(4, ["house", "fish", "car"], quota=3, limit=20)
     write_dataset(tmp_path, data_module(backbone=ToyBackbone(), predict={"data": stream}))
     shards = len(list(tmp_path.glob("shard-*.tar")))
     assert shards > 1 and status_of(tmp_path).missing == {}
