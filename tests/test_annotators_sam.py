@@ -200,12 +200,9 @@ def test_what_cannot_be_used(folders):
 
 
 def test_the_second_version(folders, tmp_path):
-    segmenter = tiny.sam2(tmp_path / "sam2")
+    segmenter = tiny.sam2(tmp_path / ("a-long-name-" * 15) / "sam2")
     if not TORCHVISION:
-        with pytest.raises(
-            ValueError,
-            match="Missing optional dependencies: torchvision|Could not load any image processor",
-        ):
+        with pytest.raises(ValueError, match="Missing optional dependencies: torchvision"):
             annotator({**folders, "segmenter": segmenter})
         pytest.skip("transformers prepares images for Segment Anything 2 by torchvision alone")
     made = annotator({**folders, "segmenter": segmenter}, box_threshold=0.9)

@@ -67,7 +67,7 @@ class Checkpoint:
             with quiet():
                 return kind.from_pretrained(str(self.folder), **own, **options)
         except (OSError, RuntimeError, KeyError, ImportError, ValueError) as error:
-            line = " ".join(str(error).split())[:300]
+            line = " ".join(str(error).replace(str(self.folder), "it").split())[:300]
             raise ValueError(
                 f"cannot load the {kind.__name__} of {self.source!r}: {line}"
             ) from error
