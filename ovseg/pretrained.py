@@ -8,15 +8,28 @@ import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
 _CHUNK = 1 << 20
 
 
+def read_json(path: Path) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        ValueError: If it is none.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is no JSON: {error}") from None
+
+
 def content(path: Path) -> bytes:
     """Hash a file's content; of a configuration, what its writer's version does not change."""
     if path.name in {"config.json", "tokenizer_config.json"}:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = read_json(path)
         kept = {k: v for k, v in data.items() if k[0] != "_" and k != "transformers_version"}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
     size = path.stat().st_size

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ovseg.embedded import EMBEDDED
 from ovseg.hub import is_hub_id
+from ovseg.pretrained import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -109,10 +110,7 @@ def read_results(path: str | Path) -> dict[str, dict]:
             f"no results {path}: `ovseg test` of a grounding module writes {RESULTS} into "
             "trainer.default_root_dir"
         )
-    try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    results = read_json(path)
     streams = list(results.values()) if isinstance(results, dict) else []
     if not streams or not all(
         isinstance(s, dict) and {"miou", "images"} <= set(s) for s in streams

@@ -27,6 +27,7 @@ from ovseg.grounders.base import Grounder
 from ovseg.grounders.card import CARD, RESULTS, make_card
 from ovseg.grounders.partner import check_backbone, first_of
 from ovseg.hub import hub_folder, is_hub_id
+from ovseg.pretrained import read_json
 from ovseg.structures import FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
@@ -176,10 +177,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
             f"no grounder in {path.parent}: it has no {CONFIG}; `fit` writes one to "
             "model.init_args.output"
         )
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{path} is no JSON: {error}") from None
+    config = read_json(path)
     missing = _NEEDED - set(config if isinstance(config, dict) else ())
     if missing:
         raise ValueError(f"{path} is no grounder's: it lacks {', '.join(sorted(missing))}")
