@@ -28,7 +28,8 @@ class Images(DrawnScenes):
         images[0, 0, 4] = 130  # class 2, doubtful
         images[1, 1, :, :2] = 250  # class 5, but too small to be found
         rows = [int(p) for p in positions]
-        return Batch(torch.tensor(rows), images=images[rows], labels=torch.ones(len(rows), 8, 8))
+        labels = torch.ones(len(rows), 8, 8, dtype=torch.long)
+        return Batch(torch.tensor(rows), images=images[rows], labels=labels)
 
 
 class Reader(Annotator):
@@ -67,6 +68,34 @@ def test_sure_pixels_are_labels_and_doubtful_ones_ignored(vocabulary):
     assert batch.found.tolist() == [[True], [False], [False]]
     assert batch.annotation.masks.shape == (3, 1, 8, 8)
     assert stream.taught_classes() == {5}
+
+
+class Labelled(Images):
+    """The same, where somebody has labelled a part: class 7, and background, in the right half."""
+
+    def taught_classes(self):
+        return {7}
+
+    def __getitem__(self, positions):
+        batch = super().__getitem__(positions)
+        labels = torch.full((3, 8, 8), 255)
+        labels[:, :, 4:], labels[0, :2, 4:] = 0, 7
+        return batch.replace(labels=labels[batch.indices])
+
+
+def test_labels_that_are_kept_are_completed(vocabulary):
+    stream = PseudoLabelStream(Labelled(), Reader(), band=0.2, keep_labels=True)
+    batch = bound(stream, vocabulary).complete(stream[[0, 1]], None)
+    expected = torch.zeros(2, 8, 8, dtype=torch.long)
+    expected[0, :4, :4], expected[0, 4, :4], expected[0, :2, 4:] = 2, 255, 7
+    expected[1, :, :2] = 255
+    assert torch.equal(batch.labels, expected)
+    assert [[e.class_id for e in r.entities] for r in batch.requests] == [[2, 7], []]
+    masks = batch.annotation.masks[0]
+    assert torch.equal(masks[1], (expected[0] == 7).float()) and not masks[0, :, 4:].any()
+    assert batch.annotation.scores[0].tolist() == [pytest.approx(200 / 255), 1.0]
+    assert stream.taught_classes() == {5, 7}
+    assert stream.describe()["annotator"]["requested_classes"] == [2, 5, 7]
 
 
 def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -30,13 +31,15 @@ class PseudoLabelStream(WritableStream):
     What it writes has no latents: a segmenter is trained on it, not a grounding module.
 
     Args:
-        images: Gives images; their labels, if it has any, are not looked at.
+        images: Gives images.
         annotator: Is asked for every class of the vocabulary that it is set to look for.
         threshold: Mask value from which a pixel belongs to a class. Pixels of a class that does not
             count as found (too small, too doubtful) are ignored.
         band: Half-width of the uncertain band, whose pixels are ignored. A segmenter's mask is its
             probability of the class against the strongest other one, so 0.4 beside a threshold of
             0.5 keeps the pixels in which that is over 0.9, and background where it is under 0.1.
+        keep_labels: Keep the images' own labels, and label only the pixels that they ignore, e.g.
+            those of unseen classes; else their labels are not looked at.
         shard_size: Samples per shard when the stream is written, before any are rejected.
         filter: Which samples are kept when the stream is written.
 
@@ -50,6 +53,7 @@ class PseudoLabelStream(WritableStream):
         annotator: Annotator,
         threshold: float = 0.5,
         band: float = 0.4,
+        keep_labels: bool = False,
         shard_size: int = 128,
         filter: Filter | None = None,
     ) -> None:
@@ -60,7 +64,7 @@ class PseudoLabelStream(WritableStream):
                 f"threshold must be in (0, 1) and band in [0, 1), got {threshold} and {band}"
             )
         self.images, self.annotator = images, annotator
-        self.threshold, self.band = threshold, band
+        self.threshold, self.band, self.keep_labels = threshold, band, keep_labels
         self.shard_size, self.filter = shard_size, filter
 
     def bind(self, vocabulary: Vocabulary) -> None:
@@ -88,34 +92,44 @@ class PseudoLabelStream(WritableStream):
         """Return JSON-ready facts that decide every sample."""
         return {
             "prompts": None,
-            "annotator": self.annotator.describe(),
+            "annotator": self._facts(),
             "images": self.images.describe(),
             "size": len(self),
             "seed": None,
             "shard_size": self.shard_size,
             "threshold": self.threshold,
             "band": self.band,
+            "keep_labels": self.keep_labels,
         }
 
     def taught_classes(self) -> set[int]:
-        """Return the classes whose true masks the annotator has learnt from."""
+        """Return the classes whose true masks are used, or have taught the annotator."""
+        facts = self._facts()
+        return set(facts["requested_classes"]) & set(facts["trained_on"])
+
+    def _facts(self) -> dict:
+        """Return what the annotator says of itself, the classes of kept labels included."""
         facts = self.annotator.describe()
-        return set(facts["requested_classes"]) & set(facts.get("trained_on") or ())
+        kept = self.images.taught_classes() if self.keep_labels else set()
+        for key in ("requested_classes", "trained_on"):
+            facts[key] = sorted({*(facts.get(key) or ()), *kept})
+        return facts
 
     def __len__(self) -> int:
         return len(self.images)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        """Return the images; what they show is not known yet."""
+        """Return the images, and what is known of their labels."""
         if not len(positions):
             return Batch(torch.zeros(0, dtype=torch.long))
         requests = [Request(int(position), 0, "", self.classes) for position in positions]
-        images = self.images[positions].images
+        batch = self.images[positions]
         indices = torch.as_tensor(list(positions), dtype=torch.long)
-        return Batch(indices, requests, images, position=self.place(positions))
+        labels = batch.labels if self.keep_labels else torch.full_like(batch.labels, IGNORE)
+        return Batch(indices, requests, batch.images, labels, position=self.place(positions))
 
     def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
-        """Annotate, and keep of each image's classes those that were found."""
+        """Annotate, and keep of each image's classes those that were found or are known."""
         if not batch.requests:
             return batch
         images, count = batch.images, len(batch)
@@ -128,7 +142,8 @@ class PseudoLabelStream(WritableStream):
         no_times = nothing.new_zeros(0)
         sample = DiffusionSample(batch.requests, images, nothing, no_times, entities)
         annotation = self.annotator.annotate(sample)
-        labels = self._label_map(annotation, ids)
+        labels = torch.where(batch.labels == IGNORE, self._label_map(annotation, ids), batch.labels)
+        annotation = _with_masks_of(batch.labels, annotation, ids)
         annotation, places = _found_only(annotation)
         requests = [
             request._replace(entities=tuple(request.entities[k] for k in row))
@@ -150,6 +165,19 @@ class PseudoLabelStream(WritableStream):
         doubtful = torch.zeros(len(ids), IGNORE + 1, dtype=torch.bool, device=ids.device)
         doubtful.scatter_(1, ids, ~annotation.found)
         return labels.masked_fill(doubtful.gather(1, labels.flatten(1)).view_as(labels), IGNORE)
+
+
+def _with_masks_of(labels: Tensor, annotation: Annotation, ids: Tensor) -> Annotation:
+    """Return the annotation with the masks of label maps where these do not ignore."""
+    known = (labels != IGNORE)[:, None]
+    own = labels[:, None] == ids[..., None, None]
+    there = own.flatten(2).any(dim=2)
+    return replace(
+        annotation,
+        masks=torch.where(known, own.to(annotation.masks.dtype), annotation.masks),
+        scores=torch.where(there, 1.0, annotation.scores),
+        found=annotation.found | there,
+    )
 
 
 def _found_only(annotation: Annotation) -> tuple[Annotation, list[list[int]]]:
