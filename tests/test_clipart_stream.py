@@ -51,7 +51,7 @@ def test_pixels_of_unseen_classes_are_ignored_where_only_seen_ones_are_labelled(
 
 
 def test_bad_arguments_are_refused():
-    with pytest.raises(ValueError, match='labelled must be "all" or "seen", got 'some''):
+    with pytest.raises(ValueError, match='must be "all" or "seen"'):
         DrawnScenes(size=1, seed=0, labelled="some")
     with pytest.raises(ValueError, match="size must be >= 1"):
         DrawnScenes(size=0, seed=0)

@@ -77,7 +77,7 @@ def test_means_differences_and_the_gap_by_hand(regimes):
         f"split-{number}": {
             name: outcome(a + number, b + number) for name, (a, b) in scores.items()
         }
-        for n in (0, 2)
+        for number in (0, 2)
     }
     result = regimes.summary(runs)
     assert result["scores"]["a_one_object"]["seen"] == {
