@@ -15,10 +15,11 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ovseg.grounders.folder import find_grounder, folder_digest
-from ovseg.photos import find_photos, load_photo, locate
+from ovseg.photos import find_photos, load_photo
 from ovseg.pipeline import GroundedDiffusion
 from ovseg.report.pictures import overlay, voc_color, voc_picture
 from ovseg.steps import write_text
+from ovseg.windows import see
 
 RECORD = "segments.json"
 """What a photo's record is called, after its stem."""
@@ -85,7 +86,7 @@ def segment(
     labels = np.zeros((photo.height, photo.width), np.uint8)
     best = np.full(labels.shape, 0.5, np.float32)
     found = {}
-    maps = zip(names, locate(model, photo, names, **settings), strict=True)
+    maps = zip(names, see(model, photo, names, **settings), strict=True)
     for place, (name, soft) in enumerate(maps, start=1):
         mask = soft >= 0.5
         found[name] = {

@@ -4,8 +4,9 @@ import pytest
 import torch
 from torch import nn
 
-from ovseg.annotators.mmseg import MMSegAnnotator, save_annotator
+from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.segmenters.base import Segmenter
+from ovseg.segmenters.folder import save_segmenter
 from ovseg.structures import DiffusionSample, Entities, to_label_map
 from ovseg.vocabulary import Vocabulary
 
@@ -15,7 +16,6 @@ class Colours(Segmenter):
 
     def __init__(self, num_classes: int, scale: float = 1.0) -> None:
         super().__init__(num_classes)
-        self.init_args = {"scale": scale}
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def forward(self, images):
@@ -33,7 +33,7 @@ def words() -> Vocabulary:
 
 @pytest.fixture
 def folder(words, tmp_path):
-    save_annotator(Colours(words.num_classes, 3.0), tmp_path / "annotator", words)
+    save_segmenter(Colours(words.num_classes, 3.0), tmp_path / "annotator", words)
     return str(tmp_path / "annotator")
 
 
@@ -96,13 +96,22 @@ def test_describes_itself(folder, words):
     assert not annotator.training and not any(p.requires_grad for p in annotator.parameters())
 
 
+def test_what_it_has_learnt_from_comes_from_the_folder(words, tmp_path):
+    save_segmenter(Colours(words.num_classes), tmp_path / "own", words, words.seen)
+    annotator = MMSegAnnotator(str(tmp_path / "own"), classes="all")
+    annotator.bind(words)
+    facts = annotator.describe()
+    assert facts["requested_classes"] == list(range(1, 21))
+    assert facts["trained_on"] == sorted(words.seen)
+
+
 def test_bad_folders_are_named(folder, words, tmp_path):
     with pytest.raises(FileNotFoundError, match=r"nowhere.*config\.json"):
         MMSegAnnotator("nowhere")
     with pytest.raises(ValueError, match="min_area"):
         MMSegAnnotator(folder, min_area=1.5)
     with pytest.raises(ValueError, match="3 classes.*21"):
-        save_annotator(Colours(3), tmp_path / "x", words)
+        save_segmenter(Colours(3), tmp_path / "x", words)
     annotator = MMSegAnnotator(folder)
     with pytest.raises(ValueError, match="bind"):
         annotator.annotate(sample([[1]], torch.zeros(1, 4, 4)))

@@ -15,9 +15,11 @@ from ovseg.__main__ import VERBS, main
 
 ROOT = Path(__file__).parents[1]
 SHIPPED = sorted(
-    path
-    for folder in (ROOT / "configs", Path(ovseg.__file__).parent / "clipart" / "configs")
-    for path in folder.rglob("*.yaml")
+    {
+        path.resolve()  # where the package's are links to the project's, they are one
+        for folder in (ROOT / "configs", Path(ovseg.__file__).parent / "clipart" / "configs")
+        for path in folder.rglob("*.yaml")
+    }
 )
 
 

@@ -39,7 +39,20 @@ def test_classes_and_numbers_of_objects():
     assert turns == [1, 2, 1, 2]
 
 
+def test_pixels_of_unseen_classes_are_ignored_where_only_seen_ones_are_labelled():
+    vocabulary = Vocabulary.load("clipart", "1")
+    whole, part = _stream()[[0, 1, 2, 3, 4]], _stream(labelled="seen")[[0, 1, 2, 3, 4]]
+    unseen = torch.isin(whole.labels, torch.tensor(vocabulary.unseen))
+    assert unseen.any() and torch.equal(whole.images, part.images)
+    assert torch.equal(part.labels, whole.labels.masked_fill(unseen, 255))
+    assert _stream().taught_classes() == {*vocabulary.seen, *vocabulary.unseen}
+    assert _stream(labelled="seen").taught_classes() == set(vocabulary.seen)
+    assert _stream(labelled="seen", classes="unseen").taught_classes() == set()
+
+
 def test_bad_arguments_are_refused():
+    with pytest.raises(ValueError, match='must be "all" or "seen"'):
+        DrawnScenes(size=1, seed=0, labelled="some")
     with pytest.raises(ValueError, match="size must be >= 1"):
         DrawnScenes(size=0, seed=0)
     with pytest.raises(ValueError, match="numbers from 1 to 4"):

@@ -16,7 +16,7 @@ ALLOWED = {
     "maths": OPEN | {"maths"},
     "backbones": OPEN | {"backbones"},
     "grounders": OPEN | {"grounders"},
-    "folder": OPEN | {"folder"},  # grounder folders: what stages 3 and the pipeline load
+    "folder": OPEN | {"folder"},  # what a stage writes and a later one loads
     "annotators": OPEN | {"annotators", "folder"},
     "segmenters": OPEN | {"segmenters"},
     "data": OPEN | {"data"},
@@ -42,13 +42,14 @@ def modules() -> dict[str, Path]:
 def layer_of(name: str) -> str:
     """Return the layer of a module inside ovseg, "top" if it may import everything."""
     package, _, rest = name.partition(".")
-    if name in ("", "structures", "vocabulary", "errors", "embedded", "hub", "pretrained"):
+    types = ("structures", "vocabulary", "errors", "embedded", "hub", "pretrained", "kept")
+    if name in ("", *types, "photos"):
         return "types"
     if rest == "base" or name == "quality":
         return "base"
     if name in ("losses", "metrics", "controls", "augment", "optim", "protocol", "results"):
         return "maths"
-    if name in ("grounders.folder", "grounders.card", "grounders.partner"):
+    if name in ("grounders.folder", "grounders.card", "grounders.partner", "segmenters.folder"):
         return "folder"
     if name.startswith("clipart.training"):
         return "top"

@@ -33,7 +33,7 @@ def test_what_cannot_be_written_is_told_at_once(tmp_path):
     with pytest.raises(PermissionError, match="cannot write"):
         check_writable(tmp_path / "file" / "run")
     with pytest.raises(ValueError, match="holds no grounder"):
-        check_output(tmp_path / "file")
-    check_output(tmp_path / "new" / "grounder")
+        check_output(tmp_path / "file", "grounder")
+    check_output(tmp_path / "new" / "grounder", "grounder")
     assert not (tmp_path / "new" / "grounder").exists()
     assert not list((tmp_path / "new").iterdir())

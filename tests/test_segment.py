@@ -11,7 +11,8 @@ from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.__main__ import main
-from ovseg.photos import find_photos, load_photo, locate, windows
+from ovseg.photos import find_photos, load_photo
+from ovseg.windows import see, windows
 
 
 @pytest.fixture(scope="module")
@@ -73,17 +74,17 @@ def test_any_picture_becomes_upright_rgb(tmp_path):
 def test_probabilities_have_the_photos_size_and_average_windows_and_samples(model):
     photo = Image.fromarray(noise(90, 40))
     names = ["house", "fish"]
-    whole = list(locate(model, photo, names))
+    whole = list(see(model, photo, names))
     assert [m.shape for m in whole] == [(40, 90)] * 2
     one = model.ground(photo.resize((64, 64), Image.Resampling.BICUBIC), names)
     small = Image.fromarray(one.probabilities["fish"]).resize((90, 40), Image.Resampling.BILINEAR)
     assert np.allclose(whole[1], np.asarray(small), atol=1e-6)
-    two = list(locate(model, photo, names, seed=4, samples=2))
-    each = [list(locate(model, photo, names, seed=seed)) for seed in (4, 5)]
+    two = list(see(model, photo, names, seed=4, samples=2))
+    each = [list(see(model, photo, names, seed=seed)) for seed in (4, 5)]
     assert np.allclose(two[0], (each[0][0] + each[1][0]) / 2, atol=1e-4)
-    tiled = next(locate(model, photo, names, tiled=True))
+    tiled = next(see(model, photo, names, tiled=True))
     crops = [photo.crop(box) for box in windows(90, 40)]
-    parts = [next(locate(model, crop, names)) for crop in crops]
+    parts = [next(see(model, crop, names)) for crop in crops]
     total, weight = np.zeros((40, 90)), np.zeros((40, 90))
     for (left, top, right, bottom), part in zip(windows(90, 40), parts, strict=True):
         total[top:bottom, left:right] += part
@@ -117,7 +118,7 @@ def test_segment_writes_maps_pictures_and_records_and_goes_on(tiny_grounder, tmp
     present = {f["id"] for f in record["found"].values() if f["present"]}
     assert ids <= {0, *present} and (record["width"], record["height"]) == (90, 40)
     model = GroundedDiffusion.from_pretrained(tiny_grounder)
-    house, plant = locate(model, load_photo(photos / "a.jpg"), ["house", "potted plant"])
+    house, plant = see(model, load_photo(photos / "a.jpg"), ["house", "potted plant"])
     wanted = np.where(np.maximum(house, plant) < 0.5, 0, np.where(plant >= house, 2, 1))
     assert (np.asarray(labels) == wanted).all()
     assert record["found"]["house"]["area"] == pytest.approx((house >= 0.5).mean(), abs=1e-6)

@@ -19,6 +19,7 @@ from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.shards import ShardStream
 from ovseg.modules.segmentation import SegmentationModule
 from ovseg.segmenters.base import Segmenter
+from ovseg.segmenters.folder import load_segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -40,7 +41,8 @@ def test_fit_then_test(tmp_path):
     torch.manual_seed(0)
     source = data()
     facts = {"vocabulary": source.vocabulary, "augment": Augmentation(shift=0.1)}
-    model = SegmentationModule(PixelSegmenter, ADAM, **facts)
+    folder = tmp_path / "segmenter"
+    model = SegmentationModule(PixelSegmenter, ADAM, output=str(folder), **facts)
     trainer = quiet_trainer(tmp_path, max_epochs=25, check_val_every_n_epoch=25)
     trainer.fit(model, source)
     assert {"train/loss", "val/miou_seen", "val/all/hiou"} <= set(trainer.callback_metrics)
@@ -52,8 +54,11 @@ def test_fit_then_test(tmp_path):
     assert list(results) == ["all", "unseen"]
     stream = source.test["all"]
     batch = stream.complete(stream[list(range(12))], source.backbone)
+    saved = load_segmenter(folder)
     with torch.no_grad():
-        predictions = model.eval()(batch.images).argmax(dim=1)
+        predictions = saved.segmenter(batch.images).argmax(dim=1)
+    taught = {source.vocabulary[i].key for i in source.train.taught_classes()}
+    assert set(saved.trained_on) == taught
     for c in source.vocabulary.classes:
         iou = by_loops(predictions, batch.labels, c.id)
         assert results["all"]["per_class"].get(c.key) == pytest.approx(iou, abs=1e-3)
@@ -61,6 +66,17 @@ def test_fit_then_test(tmp_path):
     assert results["all"]["harmonic"] > 20
     assert results["all"]["protocol"]["score_background"] is True
     assert not (tmp_path / "results.md").exists()  # these choices have no name
+
+
+def test_an_output_that_holds_something_else_is_refused_before_the_training(tmp_path):
+    source = data()
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    facts = {"vocabulary": source.vocabulary, "output": str(tmp_path / "mine")}
+    with pytest.raises(ValueError, match="exists and holds no segmenter"):
+        quiet_trainer(tmp_path, max_epochs=1).fit(
+            SegmentationModule(PixelSegmenter, ADAM, **facts), source
+        )
 
 
 def test_masks_of_unseen_classes_are_refused_unless_they_are_asked_for(tmp_path):

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
 
 from ovseg.clipart.scenes import compose, nouns, render, rng
 from ovseg.data.base import Stream
-from ovseg.structures import Batch
+from ovseg.structures import IGNORE, Batch
 from ovseg.vocabulary import Vocabulary
 
 
@@ -21,20 +22,29 @@ class DrawnScenes(Stream):
         seed: Seed; another one gives other scenes.
         objects: Objects per scene, 1 to 4; several numbers take turns.
         classes: "all", "seen", "unseen", or "mixed" (seen and unseen take turns within a scene).
+        labelled: "all", or "seen": pixels of unseen classes are ignored.
 
     Raises:
-        ValueError: If size or objects are out of range.
+        ValueError: If size, objects or labelled are out of range.
     """
 
     def __init__(
-        self, size: int, seed: int, objects: Sequence[int] = (2,), classes: str = "all"
+        self,
+        size: int,
+        seed: int,
+        objects: Sequence[int] = (2,),
+        classes: str = "all",
+        labelled: Literal["all", "seen"] = "all",
     ) -> None:
         objects = tuple(objects)
         if size < 1:
             raise ValueError(f"size must be >= 1, got {size}")
         if not objects or not all(1 <= n <= 4 for n in objects):
             raise ValueError(f"objects must be numbers from 1 to 4, got {list(objects)}")
+        if labelled not in ("all", "seen"):
+            raise ValueError(f'labelled must be "all" or "seen", got {labelled!r}')
         self.size, self.seed, self.objects, self.classes = size, seed, objects, classes
+        self.labelled = labelled
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Check that every class can be drawn.
@@ -53,11 +63,12 @@ class DrawnScenes(Stream):
     def describe(self) -> dict:
         """Return the arguments."""
         kept = {"size": self.size, "seed": self.seed, "objects": list(self.objects)}
-        return {**super().describe(), **kept, "classes": self.classes}
+        return {**super().describe(), **kept, "classes": self.classes, "labelled": self.labelled}
 
     def taught_classes(self) -> set[int]:
-        """Return the classes that are drawn: their masks are exact."""
-        return set(self.vocabulary.select("all" if self.classes == "mixed" else self.classes))
+        """Return the classes that are drawn and not ignored: their masks are exact."""
+        drawn = set(self.vocabulary.select("all" if self.classes == "mixed" else self.classes))
+        return drawn & set(self.vocabulary.select(self.labelled))
 
     def __len__(self) -> int:
         return self.size
@@ -76,7 +87,9 @@ class DrawnScenes(Stream):
         r = rng(self.seed, position)
         ids = self._class_ids(r, self.objects[position % len(self.objects)])
         image, owner = render(compose(r, [self.vocabulary[i].name for i in ids]))
-        return image, np.array([0, *ids], dtype=np.int64)[owner]
+        labelled = {0, *self.vocabulary.select(self.labelled)}
+        shown = [i if i in labelled else IGNORE for i in (0, *ids)]
+        return image, np.array(shown, dtype=np.int64)[owner]
 
     def _class_ids(self, r: np.random.Generator, count: int) -> list[int]:
         if self.classes != "mixed":

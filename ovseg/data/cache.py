@@ -30,37 +30,36 @@ class FeatureCache:
         if missing:
             made = make(missing)
             for row, place in enumerate(missing):
-                self._kept[positions[place]] = _row(made, row)
-        return _stack([self._kept[position] for position in positions], names)
+                self._kept[positions[place]] = select_features(made, [row])
+        return join_features([self._kept[position] for position in positions], names)
 
 
-def _row(features: Features, row: int) -> Features:
-    """Copy one sample, so that its batch can be forgotten."""
-    attention = features.attention
+def select_features(features: Features, rows: list[int]) -> Features:
+    """Copy some samples, so that their batch can be forgotten."""
     return Features(
-        {tap: m[row].clone() for tap, m in features.maps.items()},
-        None if attention is None else attention[row].clone(),
+        {tap: m[rows] for tap, m in features.maps.items()},
+        None if features.attention is None else features.attention[rows],
         {
-            name: Probe(p.queries[row].clone(), p.totals[row].clone(), p.keys)
+            name: Probe(p.queries[rows], p.totals[rows], p.keys)
             for name, p in features.probes.items()
         },
     )
 
 
-def _stack(rows: Sequence[Features], names: int) -> Features:
-    """Make a batch of samples; attention is cut or padded with zeros to as many names."""
-    first = rows[0]
+def join_features(parts: Sequence[Features], names: int) -> Features:
+    """Make one batch of several; attention is cut or padded with zeros to as many names."""
+    first = parts[0]
     attention = None
-    if first.attention is not None:
-        maps = [r.attention[:names] for r in rows]
-        attention = torch.stack([pad(m, (0, 0, 0, 0, 0, names - len(m))) for m in maps])
+    if all(part.attention is not None for part in parts):
+        maps = [part.attention[:, :names] for part in parts]
+        attention = torch.cat([pad(m, (0, 0, 0, 0, 0, names - m.shape[1])) for m in maps])
     return Features(
-        {tap: torch.stack([r.maps[tap] for r in rows]) for tap in first.maps},
+        {tap: torch.cat([part.maps[tap] for part in parts]) for tap in first.maps},
         attention,
         {
             name: Probe(
-                torch.stack([r.probes[name].queries for r in rows]),
-                torch.stack([r.probes[name].totals for r in rows]),
+                torch.cat([part.probes[name].queries for part in parts]),
+                torch.cat([part.probes[name].totals for part in parts]),
                 probe.keys,
             )
             for name, probe in first.probes.items()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import inspect
 from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from ovseg.kept import own_arguments
 from ovseg.structures import Entities, Features, FeatureSpec
 
 
@@ -30,9 +30,7 @@ class Grounder(nn.Module, ABC):
     def __new__(cls, *args, **kwargs):
         """Record the constructor's own arguments in `init_args`."""
         self = super().__new__(cls)
-        bound = inspect.signature(cls.__init__).bind(self, *args, **kwargs)
-        bound.apply_defaults()
-        object.__setattr__(self, "init_args", dict(list(bound.arguments.items())[3:]))
+        object.__setattr__(self, "init_args", own_arguments(cls, 2, args, kwargs))
         return self
 
     def __init__(self, feature_spec: FeatureSpec, text_width: int) -> None:

@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import shutil
 from pathlib import Path
-from pkgutil import resolve_name
 from typing import Any
 
 from safetensors import SafetensorError
@@ -27,6 +24,7 @@ from ovseg.grounders.base import Grounder
 from ovseg.grounders.card import CARD, RESULTS, make_card
 from ovseg.grounders.partner import check_backbone, first_of
 from ovseg.hub import hub_folder, is_hub_id
+from ovseg.kept import check_replaceable, class_of, replacing
 from ovseg.pretrained import read_json
 from ovseg.structures import FeatureSpec
 from ovseg.vocabulary import Vocabulary
@@ -73,8 +71,7 @@ def write_folder(
         ValueError: If the folder holds something else, or the grounder's arguments are not JSON.
     """
     folder = Path(folder)
-    if folder.exists() and (not folder.is_dir() or _is_foreign(folder)):
-        raise ValueError(f"{folder} exists and holds no grounder; give another output folder")
+    check_replaceable(folder, "grounder")
     config = grounder_config(grounder, backbone, trained_on)
     try:
         text = json.dumps(config, indent=2)
@@ -83,26 +80,12 @@ def write_folder(
             f"the arguments of {config['class_path']} and the facts of its backbone must be JSON "
             f"values to be saved: {error}"
         ) from None
-    partial = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
-    older = partial.with_suffix(".old")
-    shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
-    try:
+    with replacing(folder) as partial:
         (partial / CONFIG).write_text(text + "\n", encoding="utf-8")
         save_file(_state(grounder), partial / WEIGHTS)
         make_card(config, results).save(partial / CARD)
         if results is not None:
             (partial / RESULTS).write_text(json.dumps(results, indent=2) + "\n", encoding="utf-8")
-        if folder.exists():
-            os.replace(folder, older)
-        os.replace(partial, folder)
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
-        shutil.rmtree(older, ignore_errors=True)
-
-
-def _is_foreign(folder: Path) -> bool:
-    return any(folder.iterdir()) and not (folder / CONFIG).is_file()
 
 
 def _state(grounder: Grounder) -> dict[str, Tensor]:
@@ -236,15 +219,7 @@ def _shape(tensor) -> str:
 
 
 def _build(config: dict, folder: Path) -> Grounder:
-    try:
-        kind = resolve_name(config["class_path"])
-    except (ImportError, AttributeError, ValueError):
-        raise ValueError(
-            f"the grounder in {folder} is a {config['class_path']}, which cannot be imported; "
-            "install its package, or start where it can be found"
-        ) from None
-    if not (isinstance(kind, type) and issubclass(kind, Grounder)):
-        raise ValueError(f"{config['class_path']}, named by {folder / CONFIG}, is no Grounder")
+    kind = class_of(config["class_path"], Grounder, folder)
     try:
         spec = FeatureSpec(**config["feature_spec"])
         return kind(spec, config["text_width"], **config["init_args"])

@@ -11,6 +11,7 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from ovseg.kept import check_replaceable
 from ovseg.results import RESULTS
 from ovseg.vocabulary import Vocabulary
 
@@ -65,20 +66,19 @@ def check_writable(folder: str | Path) -> None:
         raise PermissionError(f"cannot write to {folder}: {error.strerror}") from None
 
 
-def check_output(folder: str | Path) -> None:
-    """Fail now if a grounder folder could not be written in the end.
+def check_output(folder: str | Path, what: str) -> None:
+    """Fail now if the folder of a trained part could not be written in the end.
+
+    Args:
+        folder: Where.
+        what: The kind of part: "grounder" or "segmenter".
 
     Raises:
         PermissionError: If its parent cannot be written.
         ValueError: If something else is there.
     """
-    folder = Path(folder)
-    check_writable(folder.parent)
-    is_folder = folder.is_dir() and (
-        (folder / "config.json").is_file() or not any(folder.iterdir())
-    )
-    if folder.exists() and not is_folder:
-        raise ValueError(f"{folder} exists and holds no grounder; give another output folder")
+    check_writable(Path(folder).parent)
+    check_replaceable(Path(folder), what)
 
 
 def _plain(value: Any) -> Any:

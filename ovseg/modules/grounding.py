@@ -107,7 +107,7 @@ class GroundingModule(ScoredModule):
             self.grounder = loaded.train()  # the loader gives it in eval mode
             self.start = None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
-            check_output(self.output)
+            check_output(self.output, "grounder")
 
     def forward(self, batch: Batch) -> Tensor:
         """Return the probability ``(B, K, H, W)`` of each entity at image size."""

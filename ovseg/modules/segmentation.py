@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 from ovseg.augment import Augmentation
 from ovseg.metrics import SegmentationIoU
-from ovseg.modules.common import by_class, stream_names, write_output, write_results
+from ovseg.modules.common import by_class, check_output, stream_names, write_output, write_results
 from ovseg.modules.scored import ScoredModule
 from ovseg.protocol import Protocol, words
 from ovseg.results import IMAGES, TABLE, pack_images, table
 from ovseg.segmenters.base import Segmenter
+from ovseg.segmenters.folder import save_segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -40,6 +41,8 @@ class SegmentationModule(ScoredModule):
         score_background: Score pixels whose truth is background (the default); else they are
             ignored.
         unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
+        output: Folder to write the trained segmenter to at the end of `fit`; it can label images
+            (`ovseg.annotators.mmseg`).
 
     Raises:
         ValueError: If the protocol is unknown, contradicts another argument or itself, or is one
@@ -57,9 +60,10 @@ class SegmentationModule(ScoredModule):
         background_in_mean: bool | None = None,
         score_background: bool | None = None,
         unseen_masks: bool = False,
+        output: str | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, vocabulary, unseen_masks)
-        self.augment = augment
+        self.augment, self.output = augment, output
         asked = {"background_in_mean": background_in_mean, "score_background": score_background}
         self.protocol = _protocol(protocol, self.vocabulary, asked)
         self.unseen_masks |= self.protocol.allows_unseen_masks
@@ -79,8 +83,10 @@ class SegmentationModule(ScoredModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Make one metric per stream."""
+        """Make one metric per stream; fail now if `output` cannot be written."""
         super().setup(stage)
+        if self.output is not None and stage == "fit":
+            check_output(self.output, "segmenter")
         for kind in ("val", "test"):
             metrics = [self._metric() for _ in stream_names(self, kind)]
             self.scores[kind] = nn.ModuleList(metrics)
@@ -130,6 +136,13 @@ class SegmentationModule(ScoredModule):
     def on_validation_epoch_end(self) -> None:
         """Log the scores."""
         self.report("val")
+
+    def on_fit_end(self) -> None:
+        """Write the segmenter's folder."""
+        trainer = self.trainer
+        if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
+            taught = getattr(trainer.datamodule.train, "taught_classes", set)()
+            save_segmenter(self.segmenter, self.output, self.vocabulary, taught)
 
     def on_test_start(self) -> None:
         """Say the protocol in words."""

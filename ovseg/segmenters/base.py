@@ -6,9 +6,22 @@ from abc import ABC, abstractmethod
 
 from torch import Tensor, nn
 
+from ovseg.kept import own_arguments
+
 
 class Segmenter(nn.Module, ABC):
-    """A semantic segmentation network. Subclasses take ``num_classes`` first."""
+    """A semantic segmentation network. Subclasses take ``num_classes`` first.
+
+    Attributes:
+        init_args: The subclass's own constructor arguments, kept so that it can be saved. One whose
+            arguments name files replaces it by arguments that do not.
+    """
+
+    def __new__(cls, *args, **kwargs):
+        """Record the constructor's own arguments in `init_args`."""
+        self = super().__new__(cls)
+        object.__setattr__(self, "init_args", own_arguments(cls, 1, args, kwargs))
+        return self
 
     def __init__(self, num_classes: int) -> None:
         super().__init__()

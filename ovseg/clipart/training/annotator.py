@@ -10,10 +10,10 @@ from diffusers import AutoencoderKL
 from torch import Tensor
 from tqdm import tqdm
 
-from ovseg.annotators.mmseg import save_annotator
 from ovseg.clipart.captions import draw_scene
 from ovseg.clipart.scenes import render, rng
 from ovseg.clipart.training.loop import first_process_first, train
+from ovseg.segmenters.folder import save_segmenter
 from ovseg.segmenters.mmseg import MMSegSegmenter
 from ovseg.vocabulary import Vocabulary
 
@@ -116,4 +116,4 @@ def train_annotator(
             trained(pool[picked].to(device))
     with first_process_first() as first:
         if first:
-            save_annotator(trained.cpu().eval(), out / "annotator", vocabulary)
+            save_segmenter(trained.cpu().eval(), out / "annotator", vocabulary)

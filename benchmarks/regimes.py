@@ -1,0 +1,175 @@
+"""What stage 4 should be trained on: the regimes A to F and self-training, compared.
+
+    python benchmarks/regimes.py --runs runs/splits_and_seeds --out runs/regimes
+
+The grounding module, the split and the seed are those of every finished `ovseg quickstart` in the
+folder. Images are generated, and in each regime of configs/clipart/regimes a segmenter takes as
+many training steps as the quickstart's. Two regimes are compared on the same test images, by
+`ovseg compare`'s bootstrap of every run and the mean over the runs. A killed run goes on where it
+was.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from statistics import mean, stdev
+
+import numpy as np
+import yaml
+from rich.console import Console
+from rich.table import Table
+
+from ovseg.compare import MIDDLE, SCORES, Stream, bootstrap, check, read
+from ovseg.quickstart import WRITTEN, config, fill
+from ovseg.steps import Step, run_steps, write_text
+
+REGIMES = {
+    "a_one_object": "A: one object",
+    "b_two_objects": "B: two objects",
+    "c_mixture": "C: half of each",
+    "d_with_real": "D: C + real images of seen classes",
+    "e_rich_prompts": "E: D with rich prompts",
+    "s_self_training": "D + pseudo-labels",
+    "f_supervised": "F: supervised",
+}
+PAIRS = (
+    ("a_one_object", "b_two_objects"),
+    ("b_two_objects", "c_mixture"),
+    ("a_one_object", "c_mixture"),
+    ("c_mixture", "d_with_real"),
+    ("d_with_real", "e_rich_prompts"),
+    ("d_with_real", "s_self_training"),
+    ("c_mixture", "s_self_training"),
+    ("c_mixture", "f_supervised"),
+)
+CLOSING = ("d_with_real", "e_rich_prompts", "s_self_training")
+RESAMPLES = 10_000
+
+
+def plan(run: Path, out: Path) -> list[Step]:
+    """Write the configs of a run, and return the steps that make the images, train and test."""
+    settings = json.loads((run / "quickstart.json").read_text(encoding="utf-8"))
+
+    def copy(name: str) -> Path:
+        text = config(name).read_text(encoding="utf-8").replace(f"{WRITTEN}/regimes", WRITTEN)
+        filled = yaml.safe_dump(fill(yaml.safe_load(text), out, **settings), sort_keys=False)
+        path = out / "configs" / f"{name}.yaml"
+        write_text(path, filled.replace(str(out / "2_grounding"), str(run / "2_grounding")))
+        return path
+
+    def step(name: str, verb: str, *layers: str) -> Step:
+        paths = tuple(copy(layer) for layer in layers)
+        arguments = [verb, *(part for path in paths for part in ("--config", str(path)))]
+        arguments += ["--then_test", "true"] * (verb == "fit")
+        return Step(name, REGIMES.get(name, name), name, tuple(arguments), paths)
+
+    steps = [step("images", "predict", "3_synthetic", "regimes/1_images")]
+    for name in REGIMES:
+        if name == "s_self_training":
+            steps.append(step("pseudo", "predict", "regimes/2_pseudo_labels"))
+        steps.append(step(name, "fit", "4_segmenter", f"regimes/{name}"))
+    return steps
+
+
+def collect(out: Path) -> dict[str, dict[str, Stream]]:
+    """Return ``{run: {regime: test}}`` of the runs in which every regime is done."""
+    found = {}
+    for folder in sorted(path for path in out.glob("*") if path.is_dir()):
+        if all((folder / name / "results.json").is_file() for name in REGIMES):
+            found[folder.name] = {name: read(folder / name)["drawn"] for name in REGIMES}
+    return found
+
+
+def differences(runs: dict[str, dict[str, Stream]]) -> list[dict]:
+    """Return the mean difference of each pair of regimes and its 95 % interval over images."""
+    rows = []
+    for one, two in PAIRS:
+        drawn, plain = [], []
+        for number, tests in enumerate(runs.values()):
+            first, second = tests[one], tests[two]
+            check("drawn", first, second)
+            areas = np.stack([first.areas[:, :2], second.areas[:, :2]], axis=1)
+            drawn.append(bootstrap(areas, first.seen, first.unseen, RESAMPLES, number))
+            plain.append([second.scores[key] - first.scores[key] for key in SCORES])
+        low, high = np.percentile(np.mean(drawn, axis=0), MIDDLE, axis=0)
+        values = zip(SCORES, np.mean(plain, axis=0), low, high, strict=True)
+        rows.append(
+            {"one": one, "two": two}
+            | {k: {"difference": d, "low": a, "high": b} for k, d, a, b in values}
+        )
+    return rows
+
+
+def summary(runs: dict[str, dict[str, Stream]]) -> dict:
+    """Return mean and spread of every regime, the differences, and how far the gap is closed."""
+    scores = {
+        name: {
+            key: {
+                "mean": mean(values := [tests[name].scores[key] for tests in runs.values()]),
+                "std": stdev(values) if len(values) > 1 else 0.0,
+            }
+            for key in SCORES
+        }
+        for name in REGIMES
+    }
+    low, high = (scores[name]["harmonic"]["mean"] for name in ("c_mixture", "f_supervised"))
+    closed = {name: scores[name]["harmonic"]["mean"] - low for name in CLOSING}
+    return {
+        "runs": list(runs),
+        "scores": scores,
+        "differences": differences(runs),
+        "gap from C to F": high - low,
+        "closed of it": closed,
+    }
+
+
+def show(result: dict, console: Console) -> None:
+    """Print the tables."""
+    table = Table("trained on", title=f"{len(result['runs'])} runs, mIoU", title_justify="left")
+    for key in SCORES:
+        table.add_column(f"{key} ± sd", justify="right")
+    for name, label in REGIMES.items():
+        row = result["scores"][name]
+        table.add_row(label, *(f"{row[k]['mean']:.1f} ± {row[k]['std']:.1f}" for k in SCORES))
+    console.print(table)
+    table = Table("difference", title="95 % interval over test images", title_justify="left")
+    for key in SCORES:
+        table.add_column(key, justify="right")
+    for row in result["differences"]:
+        cells = (
+            f"{row[k]['difference']:+.1f} ({row[k]['low']:+.1f} to {row[k]['high']:+.1f})"
+            for k in SCORES
+        )
+        first, second = (REGIMES[row[n]].partition(":")[0] for n in ("one", "two"))
+        table.add_row(f"{second} - {first}", *cells)
+    console.print(table)
+    gap = result["gap from C to F"]
+    for name, gained in result["closed of it"].items():
+        console.print(f"{REGIMES[name]}: {gained:+.1f} of the {gap:.1f} from C to F")
+
+
+def main() -> None:
+    """Run what is missing, then print and store the tables."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--runs", type=Path, default=Path("runs/splits_and_seeds"))
+    parser.add_argument("--out", type=Path, default=Path("runs/regimes"))
+    parser.add_argument("--show", action="store_true", help="run nothing, show what is done")
+    args = parser.parse_args()
+    folders = sorted(path.parent.absolute() for path in args.runs.glob("*/report.json"))
+    if not (folders or args.show):
+        parser.error(f"no finished quickstart in {args.runs}: run splits_and_seeds.py first")
+    for run in [] if args.show else folders:
+        out = args.out.absolute() / run.name
+        run_steps(out, plan(run, out), {"TOKENIZERS_PARALLELISM": "false"})
+    runs = collect(args.out)
+    if not runs:
+        parser.error(f"no run is done in {args.out}: leave --show out")
+    result = summary(runs)
+    write_text(args.out / "regimes.json", json.dumps(result, indent=1))
+    show(result, Console(width=120))
+
+
+if __name__ == "__main__":
+    main()

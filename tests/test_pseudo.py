@@ -1,0 +1,120 @@
+"""ovseg.data.pseudo: labels of an annotator for images that nobody labelled."""
+
+import json
+
+import pytest
+import torch
+from acme.backbone import ToyBackbone
+from toy_data import write_dataset
+
+from ovseg.annotators.base import Annotator
+from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.data.pseudo import PseudoLabelStream
+from ovseg.data.shards import ShardStream
+from ovseg.structures import Annotation, Batch
+from ovseg.vocabulary import Vocabulary
+
+
+class Images(DrawnScenes):
+    """Images whose red channel is what `Reader` makes of them."""
+
+    def __init__(self):
+        super().__init__(3, 0)
+
+    def __getitem__(self, positions):
+        images = torch.zeros(3, 3, 8, 8, dtype=torch.uint8)
+        images[0, 0, :4] = 200  # class 2, sure
+        images[0, 0, 4] = 130  # class 2, doubtful
+        images[1, 1, :, :2] = 250  # class 5, but too small to be found
+        rows = [int(p) for p in positions]
+        labels = torch.ones(len(rows), 8, 8, dtype=torch.long)
+        return Batch(torch.tensor(rows), images=images[rows], labels=labels)
+
+
+class Reader(Annotator):
+    """Red is class 2, green class 5; found where at least a half of the image shows it."""
+
+    def annotate(self, sample):
+        ids = sample.entities.class_ids
+        masks = torch.zeros(*ids.shape, *sample.images.shape[-2:])
+        for channel, class_id in ((0, 2), (1, 5)):
+            masks[ids == class_id] = sample.images[:, channel].float() / 255
+        found = (masks > 0.5).flatten(2).float().mean(2) >= 0.5
+        return Annotation(masks, masks.flatten(2).amax(2), found)
+
+    def describe(self):
+        return {"requested_classes": [2, 5], "trained_on": [5, 7], "source": "reader"}
+
+
+@pytest.fixture
+def vocabulary():
+    return Vocabulary.load("clipart", "1")
+
+
+def bound(stream, vocabulary):
+    stream.bind(vocabulary)
+    return stream
+
+
+def test_sure_pixels_are_labels_and_doubtful_ones_ignored(vocabulary):
+    stream = bound(PseudoLabelStream(Images(), Reader(), band=0.2), vocabulary)
+    batch = stream.complete(stream[[0, 1, 2]], None)
+    expected = torch.zeros(3, 8, 8, dtype=torch.long)
+    expected[0, :4], expected[0, 4] = 2, 255  # 200 / 255 = 0.78; 130 / 255 = 0.51
+    expected[1, :, :2] = 255  # looks like class 5, which was not found: not background
+    assert torch.equal(batch.labels, expected)
+    assert [[e.class_id for e in r.entities] for r in batch.requests] == [[2], [], []]
+    assert batch.found.tolist() == [[True], [False], [False]]
+    assert batch.annotation.masks.shape == (3, 1, 8, 8)
+    assert stream.taught_classes() == {5}
+
+
+class Labelled(Images):
+    """The same, where somebody has labelled a part: class 7, and background, in the right half."""
+
+    def taught_classes(self):
+        return {7}
+
+    def __getitem__(self, positions):
+        batch = super().__getitem__(positions)
+        labels = torch.full((3, 8, 8), 255)
+        labels[:, :, 4:], labels[0, :2, 4:] = 0, 7
+        return batch.replace(labels=labels[batch.indices])
+
+
+def test_labels_that_are_kept_are_completed(vocabulary):
+    stream = PseudoLabelStream(Labelled(), Reader(), band=0.2, keep_labels=True)
+    batch = bound(stream, vocabulary).complete(stream[[0, 1]], None)
+    expected = torch.zeros(2, 8, 8, dtype=torch.long)
+    expected[0, :4, :4], expected[0, 4, :4], expected[0, :2, 4:] = 2, 255, 7
+    expected[1, :, :2] = 255
+    assert torch.equal(batch.labels, expected)
+    assert [[e.class_id for e in r.entities] for r in batch.requests] == [[2, 7], []]
+    masks = batch.annotation.masks[0]
+    assert torch.equal(masks[1], (expected[0] == 7).float()) and not masks[0, :, 4:].any()
+    assert batch.annotation.scores[0].tolist() == [pytest.approx(200 / 255), 1.0]
+    assert stream.taught_classes() == {5, 7}
+    assert stream.describe()["annotator"]["requested_classes"] == [2, 5, 7]
+
+
+def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):
+    stream = PseudoLabelStream(Images(), Reader(), shard_size=2)
+    data = SyntheticDataModule("clipart", "1", 2, predict={"data": stream})
+    folder = write_dataset(tmp_path / "data", data)
+    live = stream.complete(stream[[0, 1, 2]], None)
+    batch = bound(ShardStream(str(folder)), vocabulary)[[0, 1, 2]]
+    for name in ("images", "labels", "found"):
+        assert torch.equal(getattr(batch, name), getattr(live, name)), name
+    facts = json.loads((folder / "dataset.json").read_text())
+    assert facts["counts"]["classes"][vocabulary[2].key]["found"] == 1
+    assert facts["latents_digest"] is None and facts["band"] == 0.4
+
+
+def test_wrong_arguments():
+    with pytest.raises(ValueError, match="shard_size must be >= 1, got 0"):
+        PseudoLabelStream(Images(), Reader(), shard_size=0)
+    with pytest.raises(ValueError, match=r"threshold must be in \(0, 1\) and band in \[0, 1\)"):
+        PseudoLabelStream(Images(), Reader(), band=1.0)
+    with pytest.raises(ValueError, match="need no backbone: leave data.backbone out"):
+        PseudoLabelStream(Images(), Reader()).check(ToyBackbone())

@@ -1,0 +1,106 @@
+"""benchmarks/regimes.py: what a segmenter is trained on, compared on the same images."""
+
+import importlib
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import yaml
+from rich.console import Console
+
+from ovseg.compare import Stream
+from ovseg.steps import write_text
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+FACTS = {"name": "mine", "classes": "digest"}
+
+
+@pytest.fixture
+def regimes(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    return importlib.import_module("regimes")
+
+
+def outcome(seen: int, unseen: int, images: int = 4) -> Stream:
+    """A test of two classes in which each image has these intersections and unions of 100."""
+    areas = np.tile([[0, seen, unseen], [0, 100, 100], [0, 100, 100]], (images, 1, 1))
+    harmonic = 2 * seen * unseen / (seen + unseen)
+    scores = {"seen": float(seen), "unseen": float(unseen), "harmonic": harmonic}
+    return Stream(FACTS, scores, np.arange(images), areas, np.array([1]), np.array([2]))
+
+
+def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    write_text(run / "quickstart.json", json.dumps({"split": "3", "seed": 2, "scale": 1.0}))
+    steps = regimes.plan(run, out)
+    names = [step.name for step in steps]
+    assert names[0] == "images" and sorted(names[1:]) == sorted([*regimes.REGIMES, "pseudo"])
+    assert names.index("d_with_real") < names.index("pseudo") < names.index("s_self_training")
+    used = {}
+    for step in steps:
+        layers = [yaml.safe_load(path.read_text()) for path in step.configs]
+        text = json.dumps(layers)
+        assert "runs/clipart" not in text
+        used[step.name] = text
+    assert str(run / "2_grounding" / "grounder") in used["images"]
+    assert all(str(run) not in used[name] for name in regimes.REGIMES)
+    streams = yaml.safe_load(steps[0].configs[1].read_text())["data"]["init_args"]["predict"]
+    assert [stream["init_args"]["seed"] for stream in streams.values()] == [2061, 2062, 2063]
+    for name in ("one", "two", "rich"):
+        assert any(f"{out}/images/{name}" in used[regime] for regime in regimes.REGIMES)
+    assert f"{out}/d_with_real/segmenter" in used["pseudo"]
+    assert f"{out}/pseudo" in used["s_self_training"]
+
+
+def test_only_the_bound_may_see_masks_of_unseen_classes(regimes, tmp_path):
+    run = tmp_path / "run"
+    write_text(run / "quickstart.json", json.dumps({"split": "1", "seed": 0, "scale": 1.0}))
+    for step in regimes.plan(run, tmp_path / "out"):
+        if step.name in regimes.REGIMES:
+            own = yaml.safe_load(step.configs[-1].read_text())
+            allowed = own.get("model", {}).get("init_args", {}).get("unseen_masks", False)
+            assert allowed is (step.name == "f_supervised")
+
+
+def test_means_differences_and_the_gap_by_hand(regimes):
+    scores = {
+        "a_one_object": (40, 40),
+        "b_two_objects": (50, 50),
+        "c_mixture": (60, 60),
+        "d_with_real": (80, 60),
+        "e_rich_prompts": (80, 40),
+        "s_self_training": (70, 70),
+        "f_supervised": (80, 80),
+    }
+    runs = {
+        f"split-{number}": {
+            name: outcome(a + number, b + number) for name, (a, b) in scores.items()
+        }
+        for number in (0, 2)
+    }
+    result = regimes.summary(runs)
+    assert result["scores"]["a_one_object"]["seen"] == {
+        "mean": 41.0,
+        "std": pytest.approx(2**0.5),
+    }
+    first = result["differences"][0]
+    assert (first["one"], first["two"]) == ("a_one_object", "b_two_objects")
+    assert first["harmonic"] == {"difference": 10.0, "low": 10.0, "high": 10.0}  # all images alike
+    assert result["gap from C to F"] == 20.0
+    assert result["closed of it"]["s_self_training"] == 10.0
+    harmonic = (2 * 80 * 60 / 140 + 2 * 82 * 62 / 144) / 2
+    assert result["closed of it"]["d_with_real"] == pytest.approx(harmonic - 61)
+
+
+def test_only_whole_runs_count_and_are_shown(regimes, tmp_path, monkeypatch, capsys):
+    for number, left_out in ((1, None), (2, "f_supervised")):
+        for name in regimes.REGIMES:
+            if name != left_out:
+                write_text(tmp_path / f"split-{number}" / name / "results.json", "{}")
+    monkeypatch.setattr(regimes, "read", lambda folder: {"drawn": outcome(50, 30)})
+    runs = regimes.collect(tmp_path)
+    assert list(runs) == ["split-1"]
+    regimes.show(regimes.summary(runs), Console(width=120))
+    printed = capsys.readouterr().out
+    assert "50.0 ± 0.0" in printed and "+0.0 of the 0.0 from C to F" in printed
