@@ -62,6 +62,7 @@ def test_projecting_before_resizing_equals_concatenating():
 def test_logits_at_image_size_and_gradients_everywhere(steps, branches):
     of = spec(steps, branches)
     grounder = small(of)
+    grounder.meet(torch.randn(3, 8))
     features, entities = batch(of)
     entities.valid[0, 1] = False  # padding
     logits = grounder(features, entities)
@@ -145,7 +146,7 @@ def test_presence_reads_how_much_higher_the_probes_are_inside_the_mask_and_at_th
     grounder = small(of).eval()
     assert grounder.learns_presence and not small(of, probes=False).learns_presence
     seen = []
-    grounder.tell.register_forward_hook(lambda module, args, out: seen.append(args[0]))
+    grounder.judge.tell.register_forward_hook(lambda module, args, out: seen.append(args[0]))
     features, entities = batch(of, size=1, names=1)
     logits = torch.full((1, 1, 32, 32), -50.0)
     logits[..., :16] = 50.0
@@ -165,10 +166,12 @@ def test_presence_reads_how_much_higher_the_probes_are_inside_the_mask_and_at_th
 def test_presence_of_a_single_name_in_training():
     of = spec()
     grounder = small(of)
+    grounder.meet(torch.randn(3, 8))
     features, entities = batch(of, size=1, names=1)
     present = grounder.presence(features, entities, grounder(features, entities).detach())
     present.sum().backward()
-    assert present.isfinite().all() and grounder.tell[0].weight.grad.isfinite().all()
+    assert present.isfinite().all() and grounder.judge.tell[0].weight.grad.isfinite().all()
+    assert grounder.rivals.judge.tell[0].weight.grad.isfinite().all()
 
 
 def test_text_is_hidden_in_training_only():

@@ -38,6 +38,9 @@ class Grounder(nn.Module, ABC):
         self.feature_spec = feature_spec
         self.text_width = text_width
 
+    def meet(self, text: Tensor) -> None:  # noqa: B027 - most need not know
+        """Be told, before the training, the embeddings ``(R, D)`` of the names in it."""
+
     def read(self, features: Features) -> Features:
         """Do once what does not depend on names, so that `forward` can be asked for many lists.
 

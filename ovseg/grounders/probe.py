@@ -15,11 +15,12 @@ from math import gcd
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import adaptive_avg_pool2d, batch_norm, dropout2d, group_norm, relu
+from torch.nn.functional import adaptive_avg_pool2d, dropout2d, group_norm, relu
 
 from ovseg.grounders.base import Grounder, check_features
 from ovseg.grounders.calibration import ProbeNorm
 from ovseg.grounders.maps import MultiscaleProjection, groups_by_stride, resize
+from ovseg.grounders.rivals import Judge, Rivals
 from ovseg.structures import Entities, Features, FeatureSpec
 
 LIMIT = 8.0
@@ -62,9 +63,9 @@ class ProbeGrounder(Grounder):
     """A small convolutional network per name, over probes, features and pooled prototypes.
 
     The probes' answers are standardised for each name (`ProbeNorm`), trained or not. Whether a name
-    is in the picture at all is told by a network of its own, from how much higher they are inside
-    its mask, and at their highest, than elsewhere, and from how sure the mask is of itself: it sees
-    no embedding to learn by heart.
+    is in the picture at all is told by networks of their own, from how much higher they are inside
+    its mask, and at their highest, than elsewhere and than for the names of the training
+    (`Rivals`), and from how sure the mask is of itself: they see no embedding to learn by heart.
 
     The switches are there for the ablation: each takes one source of information away.
 
@@ -143,9 +144,7 @@ class ProbeGrounder(Grounder):
         self.ask = MultiscaleProjection(heads, evidence) if probes else None
         self.learns_presence = probes
         if probes:
-            facts = 2 * sum(heads) + MASK_FACTS
-            self.standardise = nn.BatchNorm1d(facts, affine=False)
-            self.tell = nn.Sequential(nn.Linear(facts, 512), nn.ReLU(), nn.Linear(512, 1))
+            self.judge = Judge(2 * sum(heads) + MASK_FACTS)
         self.text = Likeness(text_width, width, products) if text else None
         known = width + evidence * probes * (1 + others) + products * text
         self.others = others
@@ -157,6 +156,12 @@ class ProbeGrounder(Grounder):
             known = hidden + 2 * products
             self.second = nn.Sequential(nn.Conv2d(known, hidden, 1), Block(hidden))
             self.second_mask = nn.Conv2d(hidden, 1, 1)
+        self.rivals = Rivals(heads, text_width) if probes else None
+
+    def meet(self, text: Tensor) -> None:
+        """Keep the names that it will be trained with: `presence` compares others with them."""
+        if self.rivals is not None:
+            self.rivals.meet(text)
 
     def read(self, features: Features) -> Features:
         """Merge the taps; in training, let the norms see the probes."""
@@ -179,7 +184,7 @@ class ProbeGrounder(Grounder):
     def evidence(self, features: Features, entities: Entities, size: tuple[int, int]) -> Tensor:
         """Ask the probes for each name: ``(B, K, C, *size)``, with the mean of the others."""
         count = entities.valid.shape[1]
-        odds = self._odds(features, entities)
+        odds = self._odds(features, entities.text)
         found = self.ask([o.flatten(0, 1) for o in odds], size).unflatten(0, (-1, count))
         if not self.others:
             return found
@@ -188,10 +193,10 @@ class ProbeGrounder(Grounder):
         others = (total - found * valid) / (number - valid.long()).clamp(min=1)
         return torch.cat([found, others], dim=2)
 
-    def _odds(self, features: Features, entities: Entities) -> list[Tensor]:
+    def _odds(self, features: Features, text: Tensor) -> list[Tensor]:
         """Return each probe's standardised answer ``(B, K, S * heads, h, w)``."""
         answers = (
-            norm(features.probes[name], entities.text)
+            norm(features.probes[name], text)
             for name, norm in zip(self.feature_spec.probes, self.norms, strict=True)
         )
         return [a.clamp(-LIMIT, LIMIT).transpose(1, 2).flatten(2, 3) for a in answers]
@@ -203,18 +208,17 @@ class ProbeGrounder(Grounder):
         """
         if not self.learns_presence:
             return super().presence(features, entities, logits)
+        answers = self._odds(features, entities.text)
         masks, facts = logits.sigmoid(), [mask_facts(logits)]
-        for odds in self._odds(features, entities):
+        for odds in answers:
             inside = adaptive_avg_pool2d(masks, odds.shape[-2:])[:, :, None]
             mean = (odds * inside).sum((3, 4)) / (inside.sum((3, 4)) + 1e-3)
             facts += [x - odds.mean((3, 4)) for x in (mean, odds.amax((3, 4)))]
-        known = torch.cat(facts, dim=2)[entities.valid]
-        if self.training and len(known) < 2:  # no statistics of their own
-            known = batch_norm(known, self.standardise.running_mean, self.standardise.running_var)
-        else:
-            known = self.standardise(known)
-        present = known.new_zeros(entities.valid.shape)
-        present[entities.valid] = self.tell(known)[:, 0]
+        present = self.judge(torch.cat(facts, dim=2), entities.valid)
+        names = self.rivals.names
+        if len(names):
+            others = self._odds(features, names.expand(len(masks), -1, -1))
+            present = present + self.rivals(answers, others, entities.text, masks, entities.valid)
         return present
 
     def forward(self, features: Features, entities: Entities) -> Tensor:

@@ -143,6 +143,11 @@ class GroundingModule(ScoredModule):
         targets = F.pad(torch.ones_like(found), (0, 1))
         return presence_loss(present, targets, torch.cat([found, absent.valid], dim=1))
 
+    def on_fit_start(self) -> None:
+        """Tell the grounder the names that it will be trained with."""
+        seen = [self.vocabulary[i] for i in self.vocabulary.seen]
+        self.grounder.meet(self._embed({c.id: c.name for c in seen})[1:])
+
     def on_test_start(self) -> None:
         """Embed all classes: some will be absent names; and another word for each."""
         super().on_test_start()
