@@ -15,15 +15,8 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from ovseg.data.manifest import (
-    DATASET,
-    digest_of,
-    finish,
-    pending,
-    prepare,
-    read_manifest,
-    read_request,
-)
+from ovseg.data.contents import digest_of
+from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
 from ovseg.data.shard_file import REJECTED, read_members, shard_name
 from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where

@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from toy_data import data_module, live_stream, write_dataset
 
-from ovseg.data.manifest import differences, digest_of, pending, prepare, read_manifest
+from ovseg.data.contents import digest_of
+from ovseg.data.manifest import differences, pending, prepare, read_manifest
 
 
 def request(seed=0, threads=1):

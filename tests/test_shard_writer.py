@@ -218,14 +218,22 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     assert contents(write_dataset(tmp_path / "b")) == first
 
 
-def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path):
-    tmp_path.joinpath("out").mkdir()
-    with open(tmp_path / "out" / "shard-000001.tar.tmp", "ab") as file:
+def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path, capsys):
+    first = contents(write_dataset(tmp_path / "a"))
+    out = write_dataset(tmp_path / "out")
+    for name in ("shard-000000.tar", "shard-000001.tar", "dataset.json", "card.md"):
+        (out / name).unlink()
+    with open(out / "shard-000001.tar.tmp", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b"half a shard")
         file.flush()
-        with pytest.raises(ValueError, match="another process is writing .*shard-000001.tar.tmp"):
-            write_dataset(tmp_path / "out")
+        capsys.readouterr()
+        write_dataset(out)
         assert Path(file.name).read_bytes() == b"half a shard"
-    first = contents(write_dataset(tmp_path / "a"))
-    assert contents(write_dataset(tmp_path / "out")) == first  # the lock went with the process
+        assert capsys.readouterr().out.endswith(
+            "out is not complete: shards 1 are being written by other processes; the process that "
+            "ends last completes it\n"
+        )
+        assert "dataset.json" not in contents(out)
+        assert contents(out)["shard-000000.tar"] == first["shard-000000.tar"]
+    assert contents(write_dataset(out)) == first  # the lock went with the process
