@@ -21,6 +21,11 @@ LICENCES = (
 """Licences of text-to-image models that the Hub knows; any other is "other" with its name."""
 
 SIZES = ("1K", "10K", "100K", "1M", "10M", "100M", "1B", "10B", "100B", "1T")
+MADE = (
+    "A text-to-image model made the images and another model the masks, no human; the licence is "
+    "that of the text-to-image model."
+)
+TAKEN = "Images and masks are those of a labelled dataset, whose licence is not recorded here."
 PAIRS = 20
 """Pairs of classes that are listed."""
 
@@ -30,8 +35,7 @@ TEMPLATE = """---
 
 # {{ title }}
 
-{{ samples }} images with masks, made by a text-to-image model and annotated by another model, not
-by people; written by ovseg {{ version }}. The licence above is that of the text-to-image model.
+{{ samples }} images with masks, written by ovseg {{ version }}. {{ origin }}
 
 | | |
 |---|---|
@@ -104,13 +108,13 @@ def make_card(manifest: dict) -> str:
     manifest = {**manifest, **without_folders(manifest)}
     counts, words, shards = manifest["counts"], manifest["vocabulary"], manifest["shards"]
     title = f"Images and masks, {words['name']}"
+    made = "images" not in manifest["annotator"]
     data = DatasetCardData(
-        **_licence((manifest["backbone"] or {}).get("licence")),
-        annotations_creators="machine-generated",
+        **_licence((manifest["backbone"] or {}).get("licence") if made else None),
         task_categories=["image-segmentation"],
         size_categories=size_category(counts["samples"]),
         pretty_name=title,
-        tags=["ovseg", "synthetic", "webdataset"],
+        tags=["ovseg", "webdataset"],
         configs=[{"config_name": "default", "data_files": "shard-*.tar"}],
     )
     facts = about(manifest, dict(enumerate(words["keys"])), (len(shards), len(shards)))
@@ -123,6 +127,7 @@ def make_card(manifest: dict) -> str:
         title=plain(title),
         samples=counts["samples"],
         version=manifest["environment"].get("versions", {}).get("ovseg", ""),
+        origin=MADE if made else TAKEN,
         facts={key: plain(value) for key, value in facts.items()},
         rejected=f" {judged} images more were made and rejected by the filter." if judged else "",
         classes=[(plain(key), numbers) for key, numbers in counts["classes"].items()],
