@@ -106,6 +106,35 @@ def test_prepare_refuses(tmp_path):
         prepare(tmp_path, request())
 
 
+def test_a_filter_cannot_be_added_to_what_was_begun_without(tmp_path):
+    prepare(tmp_path, request())
+    (tmp_path / "shard-000000.tar").write_bytes(b"done")
+    filtered = request()
+    filtered["config"]["rejected"] = "drop"
+    with pytest.raises(ValueError, match="rejected is None there, 'drop' here"):
+        prepare(tmp_path, filtered)
+
+
+def test_every_difference_is_named_or_counted(tmp_path):
+    prepare(tmp_path, request())
+    (tmp_path / "shard-000000.tar").write_bytes(b"done")
+    other = request(seed=1)
+    other["config"] |= {"backbone": {f"k{n}": n for n in range(7)}}
+    with pytest.raises(ValueError) as raised:
+        prepare(tmp_path, other)
+    assert "backbone is None there, {'k0': 0, 'k1': 1, 'k2': 2, " in str(raised.value)
+    assert "seed is 0 there, 1 here" in str(raised.value)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(PermissionError, match="Operation not supported: its file system has no f"):
+        prepare(tmp_path / "set", request())
+
+
 def test_differences_name_the_place():
     there = {"backbone": {"steps": 30, "taps": ["a"]}, "seed": 0}
     here = {"backbone": {"steps": 50, "taps": ["a"]}, "soft": True, "seed": 0}

@@ -231,7 +231,7 @@ def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path, capsys)
         write_dataset(out)
         assert Path(file.name).read_bytes() == b"half a shard"
         assert capsys.readouterr().out.endswith(
-            "out is not complete: shards 1 are being written by other processes; the process that "
+            "out is not complete: shard 1 is being written by other processes; the process that "
             "ends last completes it\n"
         )
         assert "dataset.json" not in contents(out)

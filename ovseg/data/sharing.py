@@ -70,12 +70,15 @@ def what_is_left(folder: Path, config: dict) -> str:
     missing = [number for number in pending(folder, config) if number not in held]
     parts = []
     if held:
-        parts.append(f"shards {ranges(held)} are being written by other processes")
+        parts.append(f"{_shards(held)} being written by other processes")
     if missing:
-        parts.append(
-            f"shards {ranges(missing)} are missing: run `predict` again, or its other jobs"
-        )
+        parts.append(f"{_shards(missing)} missing: run `predict` again, or its other jobs")
     return f"{folder} is not complete: {', '.join(parts)}; the process that ends last completes it"
+
+
+def _shards(numbers: Collection[int]) -> str:
+    one = len(numbers) == 1
+    return f"shard{'s' * (not one)} {ranges(numbers)} {'is' if one else 'are'}"
 
 
 def ranges(numbers: Collection[int]) -> str:
