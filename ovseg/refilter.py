@@ -100,7 +100,8 @@ def refilter(
         levels = {key: config[key] for key in ("threshold", "band")}
     done = len(manifest["shards"]) - len(left)
     for number in tqdm(left, desc="shards", initial=done, total=len(manifest["shards"])):
-        with telling_where(out, number), Shard(out, number, config["rejected"]) as shard:
+        path = out / shard_name(number)
+        with telling_where(path), Shard(out, number, config["rejected"]) as shard:
             for members in _merged(source, number):
                 lost += _write(shard, members, judge, levels)
     finish(out, config)

@@ -218,6 +218,61 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     assert contents(write_dataset(tmp_path / "b")) == first
 
 
+def test_a_disk_that_is_full_at_the_end(tmp_path, monkeypatch):
+    first = contents(write_dataset(tmp_path / "a"))
+
+    def fsync(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    dataset = write_dataset(tmp_path / "b")
+    for name in ("dataset.json", "card.md"):
+        (dataset / name).unlink()
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(
+        OSError, match=r"cannot write .*dataset.json \(No space.*is kept: mend that"
+    ):
+        write_dataset(dataset)
+    assert sorted(first.keys() - contents(dataset).keys()) == ["card.md", "dataset.json"]
+    assert contents(dataset).keys() < first.keys()
+    monkeypatch.undo()
+    assert contents(write_dataset(dataset)) == first
+
+
+def test_a_complete_dataset_needs_no_writable_folder(tmp_path, monkeypatch, capsys):
+    def refuse(folder):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    dataset = write_dataset(tmp_path)
+    for module in ("manifest", "sharing"):
+        monkeypatch.setattr(f"ovseg.data.{module}.locked", refuse)
+    capsys.readouterr()
+    write_dataset(dataset)
+    assert "nothing to generate" in capsys.readouterr().out
+    (dataset / "shard-000001.tar").unlink()
+    with pytest.raises(PermissionError, match="cannot write the dataset to .*Read-only file sys"):
+        write_dataset(dataset)
+
+
+def test_a_lost_shard_is_made_again_alone(tmp_path):
+    dataset = write_dataset(tmp_path)
+    first = contents(dataset)
+    times = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
+    (dataset / "shard-000001.tar").unlink()
+
+    class Counting(ToyBackbone):
+        made = []
+
+        def sample(self, requests):
+            self.made += [request.index for request in requests]
+            return super().sample(requests)
+
+    data = data_module(backbone=Counting(forget=0.2), predict={"data": live_stream()})
+    write_dataset(dataset, data)
+    assert Counting.made == [4, 5, 6, 7] and contents(dataset) == first
+    again = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
+    assert [name for name in times if times[name] != again[name]] == ["shard-000001.tar"]
+
+
 def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path, capsys):
     first = contents(write_dataset(tmp_path / "a"))
     out = write_dataset(tmp_path / "out")

@@ -56,7 +56,7 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(
         OSError, match="cannot write .*shard-000000.tar .No space.*the same command"
     ):
-        with telling_where(tmp_path, 0):
+        with telling_where(tmp_path / "shard-000000.tar"):
             raise OSError(28, "No space left on device")
 
 

@@ -11,6 +11,7 @@ from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.manifest import finish, pending, prepare, read_manifest
+from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_format import encode_sample, samples_of
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.data.sharing import claim, open_shards, publish, what_is_left
@@ -125,7 +126,7 @@ class ShardWriter(Callback):
     def _claim(self, place: int, number: int) -> bool:
         """Take a shard of a stream; return whether it is ours to make."""
         folder = self._folders[place]
-        with telling_where(folder, number):
+        with telling_where(folder / shard_name(number)):
             shard = claim(folder, self._configs[place], number)
         if shard is not None:
             self._claimed[place, number] = shard
@@ -162,7 +163,7 @@ class ShardWriter(Callback):
             finest = min(tap.stride for tap in data.feature_spec.taps.values())
             size = tuple(n // (self.soft_stride or finest) for n in outputs.images.shape[-2:])
         self._begun = shard
-        with telling_where(folder, place.shard):
+        with telling_where(folder / shard_name(place.shard)):
             for sample in samples_of(outputs, size, stream.filter):
                 self._claimed[shard].write(encode_sample(sample), sample.record.kept)
             if place.last:

@@ -15,7 +15,7 @@ from pathlib import Path
 from ovseg.data.card import make_card
 from ovseg.data.contents import describe_shards, shard_yield
 from ovseg.data.shard_file import REJECTED, shard_name, shard_number
-from ovseg.data.shard_writing import held_shards, locked
+from ovseg.data.shard_writing import held_shards, locked, telling_where
 from ovseg.data.yields import Plan, plan
 
 REQUEST, DATASET, CARD = "request.json", "dataset.json", "card.md"
@@ -127,8 +127,9 @@ def _complete(folder: Path, shards: int) -> None:
         if shard_number(path) >= shards:
             path.unlink()
     facts = describe_shards(folder, read_request(folder), shards)
-    write_text(folder / CARD, make_card(facts))
-    write_json(folder / DATASET, facts)
+    with telling_where(folder / DATASET):
+        write_text(folder / CARD, make_card(facts))
+        write_json(folder / DATASET, facts)
 
 
 def read_request(folder: Path) -> dict:
@@ -185,11 +186,14 @@ def write_json(path: Path, data: dict) -> None:
 def write_text(path: Path, text: str) -> None:
     """Write a file so that it is there, and on disk, as a whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _recorded_sizes(folder: Path) -> dict[str, int]:

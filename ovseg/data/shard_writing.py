@@ -107,8 +107,8 @@ class Shard:
 
 
 @contextmanager
-def telling_where(folder: Path, number: int) -> Iterator[None]:
-    """Say which shard could not be written, and what to do.
+def telling_where(path: Path) -> Iterator[None]:
+    """Say which file of a dataset could not be written, and what to do.
 
     Raises:
         OSError: If the disk is full, or the folder is gone.
@@ -118,8 +118,8 @@ def telling_where(folder: Path, number: int) -> Iterator[None]:
     except OSError as error:
         raise type(error)(
             error.errno,
-            f"cannot write {folder / shard_name(number)} ({error.strerror}); what was finished is "
-            "kept: mend that and run the same command again",
+            f"cannot write {path} ({error.strerror}); what was finished is kept: mend that and run "
+            "the same command again",
         ) from error
 
 
