@@ -19,7 +19,8 @@ from torch import Tensor
 from webdataset import TarWriter
 
 from ovseg.clipart.stream import DrawnScenes
-from ovseg.data.manifest import DATASET, describe_shards, write_json
+from ovseg.data.contents import describe_shards
+from ovseg.data.manifest import DATASET, write_json
 from ovseg.data.samplers import shuffled_batches
 from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_format import Record, StoredSample, encode_sample

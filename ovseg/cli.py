@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import logging
 import os
 import sys
@@ -117,6 +118,16 @@ def run(argv: list[str]) -> None:
         )
     finally:
         sys.argv = before
+
+
+@atexit.register
+def leave_process_group() -> None:
+    """Join the threads of a process group: one that lets go of a tensor after Python ends aborts.
+
+    Lightning leaves the groups of NCCL alone, not those of gloo.
+    """
+    if torch.distributed.is_available() and torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
 
 
 def quiet() -> None:

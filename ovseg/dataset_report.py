@@ -12,10 +12,11 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ovseg.data.about import about
+from ovseg.data.contents import digest_of
 from ovseg.data.manifest import (
     DATASET,
     REQUEST,
-    digest_of,
     done_shards,
     plan_shards,
     read_manifest,
@@ -25,7 +26,6 @@ from ovseg.data.shard_file import REJECTED, index_shard, shard_name
 from ovseg.data.shard_format import Record, decode_record
 from ovseg.data.yields import Yield
 from ovseg.report.dataset import Tally
-from ovseg.report.dataset_about import about
 from ovseg.report.dataset_page import Card, Report, layer, render, thumbnail
 from ovseg.report.duplicates import difference_hash, near_duplicates
 from ovseg.steps import write_text

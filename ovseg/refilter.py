@@ -15,15 +15,8 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from ovseg.data.manifest import (
-    DATASET,
-    digest_of,
-    finish,
-    pending,
-    prepare,
-    read_manifest,
-    read_request,
-)
+from ovseg.data.contents import digest_of
+from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
 from ovseg.data.shard_file import REJECTED, read_members, shard_name
 from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
@@ -107,7 +100,8 @@ def refilter(
         levels = {key: config[key] for key in ("threshold", "band")}
     done = len(manifest["shards"]) - len(left)
     for number in tqdm(left, desc="shards", initial=done, total=len(manifest["shards"])):
-        with telling_where(out, number), Shard(out, number, config["rejected"]) as shard:
+        path = out / shard_name(number)
+        with telling_where(path), Shard(out, number, config["rejected"]) as shard:
             for members in _merged(source, number):
                 lost += _write(shard, members, judge, levels)
     finish(out, config)

@@ -12,14 +12,8 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ovseg.data.manifest import (
-    DATASET,
-    REQUEST,
-    done_shards,
-    plan_shards,
-    read_request,
-    shard_yield,
-)
+from ovseg.data.contents import shard_yield
+from ovseg.data.manifest import DATASET, REQUEST, done_shards, plan_shards, read_request
 from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_writing import is_locked
 from ovseg.data.yields import Plan, Yield
@@ -32,7 +26,7 @@ class Status(NamedTuple):
     Attributes:
         state: "complete", "running", or "stopped": shards are missing and nobody is writing one.
         done: Finished shards.
-        writing: Shards that a process of this machine is writing.
+        writing: Shards that a process is writing, as far as this machine sees its locks.
         total: Shards of the dataset as far as that is known.
         so_far: What was kept and rejected of the finished ones.
         missing: ``{class key: kept samples that its quota lacks}``.

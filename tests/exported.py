@@ -11,7 +11,8 @@ from toy_data import request
 from webdataset import TarWriter
 
 from ovseg.__main__ import main
-from ovseg.data.manifest import describe_shards, write_json
+from ovseg.data.contents import describe_shards
+from ovseg.data.manifest import write_json
 from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_format import Record, StoredSample, encode_sample
 from ovseg.export.format import part_of

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from ovseg.data.about import about
 from ovseg.quality import Facts
 from ovseg.report.dataset import Tally
-from ovseg.report.dataset_about import about
 from ovseg.report.dataset_page import (
     Card,
     Report,

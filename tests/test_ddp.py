@@ -205,3 +205,20 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path, stage, fit)
         assert np.array_equal(np.asarray(counts), sum(shares)), name
     areas = [np.asarray(part[name]).sum() for part in parts for name in part if "areas" in name]
     assert np.count_nonzero(areas) >= 2  # both had something to count
+
+
+GLOO_AT_WORK = """
+import sys, torch
+import ovseg.cli
+group = {"init_method": f"file://{sys.argv[1]}", "rank": 0, "world_size": 1}
+torch.distributed.init_process_group("gloo", **group)
+for _ in range(5000):
+    torch.distributed.broadcast(torch.ones(1), 0, async_op=True)
+"""
+
+
+def test_a_process_ends_while_gloo_is_still_at_work(tmp_path):
+    """Without leaving the process group it aborts, nearly always."""
+    command = [sys.executable, "-c", GLOO_AT_WORK, tmp_path / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr

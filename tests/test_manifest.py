@@ -7,7 +7,8 @@ from collections import Counter
 import pytest
 from toy_data import data_module, live_stream, write_dataset
 
-from ovseg.data.manifest import differences, digest_of, pending, prepare, read_manifest
+from ovseg.data.contents import digest_of
+from ovseg.data.manifest import differences, pending, prepare, read_manifest
 
 
 def request(seed=0, threads=1):
@@ -103,6 +104,35 @@ def test_prepare_refuses(tmp_path):
     (tmp_path / "request.json").unlink()
     with pytest.raises(ValueError, match="holds shards but no request.json"):
         prepare(tmp_path, request())
+
+
+def test_a_filter_cannot_be_added_to_what_was_begun_without(tmp_path):
+    prepare(tmp_path, request())
+    (tmp_path / "shard-000000.tar").write_bytes(b"done")
+    filtered = request()
+    filtered["config"]["rejected"] = "drop"
+    with pytest.raises(ValueError, match="rejected is None there, 'drop' here"):
+        prepare(tmp_path, filtered)
+
+
+def test_every_difference_is_named_or_counted(tmp_path):
+    prepare(tmp_path, request())
+    (tmp_path / "shard-000000.tar").write_bytes(b"done")
+    other = request(seed=1)
+    other["config"] |= {"backbone": {f"k{n}": n for n in range(7)}}
+    with pytest.raises(ValueError) as raised:
+        prepare(tmp_path, other)
+    assert "backbone is None there, {'k0': 0, 'k1': 1, 'k2': 2, " in str(raised.value)
+    assert "seed is 0 there, 1 here" in str(raised.value)
+
+
+def test_a_file_system_without_locks(tmp_path, monkeypatch):
+    def flock(file, how):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    with pytest.raises(PermissionError, match="Operation not supported: its file system has no f"):
+        prepare(tmp_path / "set", request())
 
 
 def test_differences_name_the_place():

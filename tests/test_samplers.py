@@ -75,6 +75,19 @@ def test_ranks_without_a_shard_get_an_empty_batch():
     assert len(sampler) == 1 and list(sampler) == [[]]
 
 
+def test_a_shard_is_claimed_when_its_turn_comes():
+    asked = []
+
+    def claim(shard):
+        asked.append(shard)
+        return shard != 1
+
+    given = iter(ShardSampler(range(10), 3, 4, [0, 1, 2], claim=claim))
+    assert asked == [] and next(given) == [0, 1, 2]
+    assert asked == [0] and list(given) == [[3], [8, 9]]
+    assert asked == [0, 1, 2]
+
+
 def test_test_sampler_refuses_idle_ranks():
     assert list(TestSampler(range(5), 2, rank=1, world=2)) == [[2, 3]]
     assert list(TestSampler(range(5), 2, even=True, rank=1, world=2)) == [[2], [4]]

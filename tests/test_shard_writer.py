@@ -218,14 +218,77 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     assert contents(write_dataset(tmp_path / "b")) == first
 
 
-def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path):
-    tmp_path.joinpath("out").mkdir()
-    with open(tmp_path / "out" / "shard-000001.tar.tmp", "ab") as file:
+def test_a_disk_that_is_full_at_the_end(tmp_path, monkeypatch):
+    first = contents(write_dataset(tmp_path / "a"))
+
+    def fsync(number):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    dataset = write_dataset(tmp_path / "b")
+    for name in ("dataset.json", "card.md"):
+        (dataset / name).unlink()
+    monkeypatch.setattr("os.fsync", fsync)
+    with pytest.raises(
+        OSError, match=r"cannot write .*dataset.json \(No space.*is kept: mend that"
+    ):
+        write_dataset(dataset)
+    assert sorted(first.keys() - contents(dataset).keys()) == ["card.md", "dataset.json"]
+    assert contents(dataset).keys() < first.keys()
+    monkeypatch.undo()
+    assert contents(write_dataset(dataset)) == first
+
+
+def test_a_complete_dataset_needs_no_writable_folder(tmp_path, monkeypatch, capsys):
+    def refuse(folder):
+        raise PermissionError(errno.EROFS, "Read-only file system")
+
+    dataset = write_dataset(tmp_path)
+    for module in ("manifest", "sharing"):
+        monkeypatch.setattr(f"ovseg.data.{module}.locked", refuse)
+    capsys.readouterr()
+    write_dataset(dataset)
+    assert "nothing to generate" in capsys.readouterr().out
+    (dataset / "shard-000001.tar").unlink()
+    with pytest.raises(PermissionError, match="cannot write the dataset to .*Read-only file sys"):
+        write_dataset(dataset)
+
+
+def test_a_lost_shard_is_made_again_alone(tmp_path):
+    dataset = write_dataset(tmp_path)
+    first = contents(dataset)
+    times = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
+    (dataset / "shard-000001.tar").unlink()
+
+    class Counting(ToyBackbone):
+        made = []
+
+        def sample(self, requests):
+            self.made += [request.index for request in requests]
+            return super().sample(requests)
+
+    data = data_module(backbone=Counting(forget=0.2), predict={"data": live_stream()})
+    write_dataset(dataset, data)
+    assert Counting.made == [4, 5, 6, 7] and contents(dataset) == first
+    again = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
+    assert [name for name in times if times[name] != again[name]] == ["shard-000001.tar"]
+
+
+def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path, capsys):
+    first = contents(write_dataset(tmp_path / "a"))
+    out = write_dataset(tmp_path / "out")
+    for name in ("shard-000000.tar", "shard-000001.tar", "dataset.json", "card.md"):
+        (out / name).unlink()
+    with open(out / "shard-000001.tar.tmp", "ab") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         file.write(b"half a shard")
         file.flush()
-        with pytest.raises(ValueError, match="another process is writing .*shard-000001.tar.tmp"):
-            write_dataset(tmp_path / "out")
+        capsys.readouterr()
+        write_dataset(out)
         assert Path(file.name).read_bytes() == b"half a shard"
-    first = contents(write_dataset(tmp_path / "a"))
-    assert contents(write_dataset(tmp_path / "out")) == first  # the lock went with the process
+        assert capsys.readouterr().out.endswith(
+            "out is not complete: shard 1 is being written by other processes; the process that "
+            "ends last completes it\n"
+        )
+        assert "dataset.json" not in contents(out)
+        assert contents(out)["shard-000000.tar"] == first["shard-000000.tar"]
+    assert contents(write_dataset(out)) == first  # the lock went with the process

@@ -2,13 +2,23 @@
 
 import fcntl
 import os
+import subprocess
+import sys
+import threading
 
 import pytest
 from test_shard_format import make_sample, members_of
 
 from ovseg.data.shard_file import read_members
 from ovseg.data.shard_format import encode_sample
-from ovseg.data.shard_writing import Shard, is_locked, telling_where
+from ovseg.data.shard_writing import (
+    Shard,
+    _elsewhere,
+    held_shards,
+    is_locked,
+    locked,
+    telling_where,
+)
 
 
 def names(folder):
@@ -46,7 +56,7 @@ def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(
         OSError, match="cannot write .*shard-000000.tar .No space.*the same command"
     ):
-        with telling_where(tmp_path, 0):
+        with telling_where(tmp_path / "shard-000000.tar"):
             raise OSError(28, "No space left on device")
 
 
@@ -64,3 +74,47 @@ def test_a_lock_is_seen_without_being_touched(tmp_path):
         fcntl.flock(file, fcntl.LOCK_EX)
         assert is_locked(path)
     assert not is_locked(path)
+
+
+def test_a_record_lock_is_seen_too(tmp_path):
+    """What a file server makes of an flock on another machine."""
+    path = tmp_path / "shard-000000.tar.tmp"
+    path.touch()
+    command = (
+        "import fcntl, sys; file = open(sys.argv[1], 'ab'); fcntl.lockf(file, fcntl.LOCK_EX)\n"
+        "print(flush=True); sys.stdin.read()"
+    )
+    pipe = subprocess.PIPE
+    with subprocess.Popen([sys.executable, "-c", command, path], stdin=pipe, stdout=pipe) as other:
+        other.stdout.readline()
+        assert _elsewhere(path) and is_locked(path)
+        other.communicate(b"")
+    assert not _elsewhere(path) and not is_locked(path)
+
+
+def test_held_are_those_of_the_living(tmp_path):
+    shards = [Shard(tmp_path, number, "drop") for number in (1, 3)]
+    (tmp_path / "shard-000002.tar.tmp").touch()
+    assert held_shards(tmp_path) == {1, 3}
+    shards[0].publish()
+    assert held_shards(tmp_path) == {3}
+    shards[1].drop()
+    assert held_shards(tmp_path) == set()
+
+
+def test_a_folder_is_held_by_one_at_a_time(tmp_path):
+    inside, most = [], []
+
+    def work():
+        for _ in range(50):
+            with locked(tmp_path):
+                inside.append(1)
+                most.append(len(inside))
+                inside.pop()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert most == [1] * 200 and names(tmp_path) == []

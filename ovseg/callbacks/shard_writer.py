@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from lightning.pytorch import Callback, LightningModule, Trainer
 
 from ovseg.data.datamodule import SyntheticDataModule
-from ovseg.data.manifest import done_shards, finish, pending, prepare, read_manifest
+from ovseg.data.manifest import finish, pending, prepare, read_manifest
+from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_format import encode_sample, samples_of
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
+from ovseg.data.sharing import claim, open_shards, publish, what_is_left
 from ovseg.report.terminal import show_yield
 from ovseg.structures import IGNORE, Batch
 
@@ -21,8 +24,9 @@ class ShardWriter(Callback):
 
     A shard is written as ``.tmp`` and renamed when it is complete, so a file under its final name
     is done; only the others are made. `dataset.json` is written when none is missing. Bytes do not
-    depend on the number of processes, on their order or on interruptions. What a stream's filter
-    rejects never stands among its shards; a file beside each shard tells what and why.
+    depend on the number of processes, on their order or on interruptions. Processes and jobs that
+    write the same folder share the work: each claims a shard before it makes it. What a stream's
+    filter rejects never stands among its shards; a file beside each shard tells what and why.
 
     Args:
         output: Folder of the dataset; with several streams ``{name}`` in it stands for the name of
@@ -34,7 +38,8 @@ class ShardWriter(Callback):
         rejected: "drop" stores what is known of a rejected sample and why; "apart" all of it.
 
     Attributes:
-        wants_more: Whether a quota asks for another `predict`, once one has ended.
+        wants_more: Whether another `predict` is to follow, once one has ended: a quota asks for
+            more, or another process has left a shard.
 
     Raises:
         ValueError: If soft_stride is not positive.
@@ -56,7 +61,8 @@ class ShardWriter(Callback):
         self.wants_more = False
         self._folders: list[Path] = []
         self._configs: list[dict] = []
-        self._shard: Shard | None = None
+        self._claimed: dict[tuple[int, int], Shard] = {}
+        self._begun: tuple[int, int] | None = None
 
     def setup(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
         """Compare the folder with what is asked for, and hand the pending shards to the data.
@@ -87,32 +93,44 @@ class ShardWriter(Callback):
         if trainer.is_global_zero:
             try:
                 if not self.wants_more:  # else it goes on in what it has prepared
-                    for folder, request in zip(self._folders, requests, strict=True):
-                        prepare(folder, request)
-                shards = self._pending(trainer)
-            except (ValueError, PermissionError) as raised:
+                    self._prepare(requests)
+                shards = [self._open(trainer, place) for place in range(len(requests))]
+            except (ValueError, OSError) as raised:
                 error = raised
         shards, error = trainer.strategy.broadcast((shards, error))
         if error is not None:  # on every rank, so that none waits for the others
             raise error
         data.pending = dict(zip(data.predict, shards, strict=True))
-        for folder, numbers in zip(self._folders, shards, strict=True):
-            if not (numbers or self.wants_more):
-                trainer.print(f"{folder} has all its shards: nothing to generate")
+        data.claim = self._claim
+
+    def _prepare(self, requests: Iterable[dict]) -> None:
+        for folder, request in zip(self._folders, requests, strict=True):
+            prepare(folder, request)
+            if not pending(folder, request["config"]):
+                print(f"{folder} has all its shards: nothing to generate")
 
     def _request(self, data: SyntheticDataModule, name: str) -> dict:
-        """Return what decides every byte of a stream's folder."""
+        """Return what decides every byte of a stream's folder, as it is read back."""
         request = data.describe(name)
         request["config"]["soft"] = self.soft
         request["config"]["soft_stride"] = self.soft_stride if self.soft else None
         filtered = data.predict[name].filter is not None
         request["config"]["rejected"] = self.rejected if filtered else None
-        return request
+        return json.loads(json.dumps(request))
 
-    def _pending(self, trainer: Trainer) -> list[list[int]]:
-        """Return the pending shards of each stream, one for each process in search of a quota."""
-        folders = zip(self._folders, self._configs, strict=True)
-        return [pending(folder, config, trainer.world_size) for folder, config in folders]
+    def _open(self, trainer: Trainer, place: int) -> list[int]:
+        """Return the shards of a stream that can be made now."""
+        job = trainer.datamodule.job_index, trainer.datamodule.num_jobs
+        return open_shards(self._folders[place], self._configs[place], trainer.world_size, *job)
+
+    def _claim(self, place: int, number: int) -> bool:
+        """Take a shard of a stream; return whether it is ours to make."""
+        folder = self._folders[place]
+        with telling_where(folder / shard_name(number)):
+            shard = claim(folder, self._configs[place], number)
+        if shard is not None:
+            self._claimed[place, number] = shard
+        return shard is not None
 
     def on_predict_batch_end(
         self,
@@ -126,69 +144,69 @@ class ShardWriter(Callback):
         """Append a batch to its shard.
 
         Raises:
-            ValueError: If a batch does not belong to a shard, or another process writes it.
+            ValueError: If a batch is not the next part of a shard that was claimed.
             OSError: If the disk is full; the finished shards are kept.
         """
         if not isinstance(outputs, Batch) or len(outputs) == 0:
             return
         place = outputs.position
-        if place is None or (self._shard is None) != place.first:
+        shard = place and (dataloader_idx, place.shard)
+        if shard not in self._claimed or self._begun != (None if place.first else shard):
             raise ValueError(
                 f"batch {outputs.indices.tolist()} is not the next part of a shard: the predict "
                 "loader must be that of SyntheticDataModule"
             )
         data, folder = trainer.datamodule, self._folders[dataloader_idx]
-        config = self._configs[dataloader_idx]
         stream = list(data.predict.values())[dataloader_idx]
         size = None
         if self.soft:
             finest = min(tap.stride for tap in data.feature_spec.taps.values())
             size = tuple(n // (self.soft_stride or finest) for n in outputs.images.shape[-2:])
-        with telling_where(folder, place.shard):
-            if place.first:
-                self._shard = Shard(folder, place.shard, config["rejected"])
+        self._begun = shard
+        with telling_where(folder / shard_name(place.shard)):
             for sample in samples_of(outputs, size, stream.filter):
-                self._shard.write(encode_sample(sample), sample.record.kept)
+                self._claimed[shard].write(encode_sample(sample), sample.record.kept)
             if place.last:
-                self._shard.publish()
-                self._shard = None
+                publish(folder, self._claimed[shard])
+                del self._claimed[shard]
+                self._begun = None
 
     def on_predict_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Describe the dataset once every process has written its shards."""
+        """Describe the dataset if this process is the last to write its shards."""
+        self._drop()
         trainer.strategy.barrier("all shards are written")
         self.wants_more = False
         if trainer.is_global_zero:
-            self.wants_more = self._finish(trainer.datamodule.pending.values())
+            self.wants_more = self._finish(trainer)
         self.wants_more = trainer.strategy.broadcast(self.wants_more)
 
-    def _finish(self, asked: Iterable[Sequence[int]]) -> bool:
-        """Describe what is complete; return whether all that was asked for is done, but not enough.
-
-        Args:
-            asked: The shards of each stream that this `predict` was to make.
-        """
-        more = False
-        for folder, config, numbers in zip(self._folders, self._configs, asked, strict=True):
+    def _finish(self, trainer: Trainer) -> bool:
+        """Describe what is complete; return whether there is more that can be made now."""
+        more, whole = False, trainer.limit_predict_batches == 1.0
+        asked = trainer.datamodule.pending.values()
+        streams = zip(self._folders, self._configs, asked, strict=True)
+        for place, (folder, config, numbers) in enumerate(streams):
             if finish(folder, config):
                 if numbers and config["filter"] is not None:
                     show_yield(str(folder), read_manifest(folder)["yield"])
-            elif done_shards(folder, config).issuperset(numbers):
+            elif whole and self._open(trainer, place):
                 more = True
             else:
-                print(f"{folder} lacks some shards: run `predict` again")
+                print(what_is_left(folder, config))
         return more
 
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Remove a shard that was not completed."""
+        """Remove what was not completed."""
         self._drop()
 
     def teardown(self, trainer: Trainer, pl_module: LightningModule, stage: str) -> None:
-        """Remove a shard that was not completed, because the trainer limits the batches."""
+        """Remove what was not completed, because the trainer limits the batches."""
         self._drop()
 
     def _drop(self) -> None:
-        if self._shard is not None:
-            self._shard.drop()
-            self._shard = None
+        while self._claimed:
+            _, shard = self._claimed.popitem()
+            shard.drop()
+        self._begun = None

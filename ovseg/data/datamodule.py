@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 
 import torch
@@ -42,9 +43,12 @@ class SyntheticDataModule(LightningDataModule):
         seed: Seed of the training order.
         threads: Threads of torch per process; None leaves torch's own number. The last bits of a
             generated sample depend on it.
+        job_index: Number of this job in an array of jobs that `predict` one dataset, from 0.
+        num_jobs: Number of jobs in the array; each makes its own share of the shards.
 
     Raises:
-        ValueError: If a number is not positive, or the vocabulary or split is unknown.
+        ValueError: If a number is not positive or job_index not in the array, or the vocabulary or
+            split is unknown.
     """
 
     allow_zero_length_dataloader_with_multiple_devices = True  # a test column may be empty
@@ -62,12 +66,19 @@ class SyntheticDataModule(LightningDataModule):
         num_workers: int = 0,
         seed: int = 0,
         threads: int | None = None,
+        job_index: int = 0,
+        num_jobs: int = 1,
     ) -> None:
         super().__init__()
         if batch_size < 1:
             raise ValueError(f"batch_size must be >= 1, got {batch_size}")
         if threads is not None and threads < 1:
             raise ValueError(f"threads must be >= 1 or null, got {threads}")
+        if not 0 <= job_index < num_jobs:
+            raise ValueError(
+                f"job_index must be one of the num_jobs numbers from 0, got job_index {job_index} "
+                f"and num_jobs {num_jobs}: an array of {num_jobs} starts at 0"
+            )
         self.vocabulary_name = vocabulary
         self._vocabulary = Vocabulary.load(vocabulary, str(split))
         self.batch_size = batch_size
@@ -76,8 +87,13 @@ class SyntheticDataModule(LightningDataModule):
         self.num_workers = num_workers
         self.seed = seed
         self.threads = threads
+        self.job_index, self.num_jobs = job_index, num_jobs
         self.pending: dict[str, Sequence[int]] = {}
-        """Shards of each stream that `predict` is to make; by default all (a writer sets it)."""
+        """Shards of each stream that `predict` is to make; by default the job's share of all (a
+        writer sets it)."""
+        self.claim: Callable[[int, int], bool] = lambda place, shard: True
+        """Asked for a shard of a stream, given by its place, before it is made; if it says no, the
+        shard is left out (a writer sets it)."""
 
     @property
     def vocabulary(self) -> Vocabulary:
@@ -128,7 +144,7 @@ class SyntheticDataModule(LightningDataModule):
 
     def predict_dataloader(self) -> list[DataLoader]:
         """Return the batches of the pending shards, one loader per stream, in order."""
-        return [self._shard_loader(name, stream) for name, stream in self.predict.items()]
+        return [self._shard_loader(place, name) for place, name in enumerate(self.predict)]
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Complete a batch on the device."""
@@ -196,9 +212,13 @@ class SyntheticDataModule(LightningDataModule):
         samplers = (TestSampler(s, self.batch_size, even, *self._place()) for s in streams.values())
         return [self._loader(sampler.dataset, sampler) for sampler in samplers]
 
-    def _shard_loader(self, name: str, stream: WritableStream) -> DataLoader:
-        pending = self.pending.get(name, range(stream.num_shards))
-        sampler = ShardSampler(stream, self.batch_size, stream.shard_size, pending, *self._place())
+    def _shard_loader(self, place: int, name: str) -> DataLoader:
+        stream = self.predict[name]
+        share = range(self.job_index, stream.num_shards, self.num_jobs)
+        numbers = self.pending.get(name, share)
+        claim = partial(self.claim, place)
+        sizes = self.batch_size, stream.shard_size
+        sampler = ShardSampler(stream, *sizes, numbers, *self._place(), claim=claim)
         return self._loader(stream, sampler)
 
     def _loader(self, stream: Stream, sampler: BatchSampler) -> DataLoader:

@@ -6,19 +6,21 @@ done; ``dataset.json`` is written last. None holds a time or a path of its own.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-from collections.abc import Sequence
-from functools import cache
-from itertools import combinations
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
-from ovseg.data.shard_file import REJECTED, read_records, shard_name, shard_number
-from ovseg.data.shard_format import Record
-from ovseg.data.yields import Plan, Yield, plan
+from ovseg.data.card import make_card
+from ovseg.data.contents import describe_shards, shard_yield
+from ovseg.data.shard_file import REJECTED, shard_name, shard_number
+from ovseg.data.shard_writing import held_shards, locked, telling_where
+from ovseg.data.yields import Plan, plan
 
-REQUEST, DATASET = "request.json", "dataset.json"
+REQUEST, DATASET, CARD = "request.json", "dataset.json", "card.md"
+SHOWN = 6
+"""Differences that an error names; of more it says how many."""
 
 
 def prepare(folder: Path, request: dict) -> None:
@@ -36,13 +38,16 @@ def prepare(folder: Path, request: dict) -> None:
     config = request["config"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        left = pending(folder, config)
-        _refuse_another(folder, request, bool(done_shards(folder, config)), finished=not left)
-        if left and (folder / DATASET).is_file():
-            for number in left:  # only dataset.json tells that they are damaged
-                (folder / shard_name(number)).unlink(missing_ok=True)
-            (folder / DATASET).unlink()
-        if left:
+        if not pending(folder, config):
+            _refuse_another(folder, request, finished=True)
+            return
+        with locked(folder):
+            if held_shards(folder) or any(_sizes(folder).values()):
+                _refuse_another(folder, request, finished=False)
+            if (folder / DATASET).is_file():
+                for number in pending(folder, config):  # only dataset.json tells of the damage
+                    (folder / shard_name(number)).unlink(missing_ok=True)
+                (folder / DATASET).unlink()
             write_json(folder / REQUEST, request)
     except OSError as error:
         raise PermissionError(
@@ -57,9 +62,12 @@ def pending(folder: Path, config: dict, ahead: int = 1) -> list[int]:
         folder: Of the dataset.
         config: What decides its bytes.
         ahead: How many shards to make at once in search of what a quota lacks.
+
+    Returns:
+        In order; none if all that the dataset takes are there.
     """
     done = done_shards(folder, config)
-    return [n for n in range(plan_shards(folder, config, ahead).shards) if n not in done]
+    return [n for n in range(_plan(folder, config, done, ahead).shards) if n not in done]
 
 
 def done_shards(folder: Path, config: dict) -> set[int]:
@@ -68,83 +76,60 @@ def done_shards(folder: Path, config: dict) -> set[int]:
     One that is empty is not, nor one of another size than `dataset.json` says. The rejects of a
     complete dataset may have been deleted.
     """
-    sizes = _recorded_sizes(folder)
-    alone = config.get("rejected") is None or bool(sizes)
-    return {
-        shard_number(path)
-        for path in folder.glob("shard-*.tar")
-        if 0 < (size := path.stat().st_size) == sizes.get(path.name, size)
-        and (alone or (folder / REJECTED / path.name).is_file())
-    }
+    recorded = _recorded_sizes(folder)
+    sizes = _sizes(folder)
+    done = {name for name, size in sizes.items() if 0 < size == recorded.get(name, size)}
+    if config.get("rejected") is not None and not recorded:
+        done &= _sizes(folder / REJECTED).keys()
+    return {shard_number(Path(name)) for name in done}
 
 
-def plan_shards(folder: Path, config: dict, ahead: int = 1) -> Plan:
+def is_done(folder: Path, config: dict, number: int) -> bool:
+    """Return whether a shard of a dataset that is not complete is finished."""
+    path = folder / shard_name(number)
+    alone = config.get("rejected") is None
+    there = path.is_file() and path.stat().st_size > 0
+    return there and (alone or (folder / REJECTED / path.name).is_file())
+
+
+def plan_shards(folder: Path, config: dict) -> Plan:
     """Return which shards the dataset takes, as far as that is known."""
-    if sizes := _recorded_sizes(folder):
-        return Plan(len(sizes), True, {})
-    done = done_shards(folder, config)
+    return _plan(folder, config, done_shards(folder, config))
+
+
+def _plan(folder: Path, config: dict, done: set[int], ahead: int = 1) -> Plan:
+    if recorded := _recorded_sizes(folder):
+        return Plan(len(recorded), True, {})
     return plan(config, done, lambda number: shard_yield(folder, number), ahead)
 
 
-def shard_yield(folder: Path, number: int) -> Yield:
-    """Return what was kept and rejected of a finished shard."""
-    stamp = (folder / shard_name(number)).stat().st_mtime_ns
-    return _yield_of(folder, number, stamp)
-
-
-@cache
-def _yield_of(folder: Path, number: int, stamp: int) -> Yield:
-    paths = [folder / shard_name(number), folder / REJECTED / shard_name(number)]
-    return Yield.of(record for path in paths if path.is_file() for record in read_records(path))
-
-
 def finish(folder: Path, config: dict) -> bool:
-    """Write `dataset.json` if all shards are there and it is not.
+    """Write `card.md` and `dataset.json` if all shards are there and it is not.
 
-    Shards that were made in search of what a quota lacked, and are not needed, are removed.
+    Shards that were made in search of what a quota lacked, and are not needed, are removed. Of
+    several processes that have seen the last shard, the first does it and the others wait.
 
     Returns:
         Whether the dataset is complete.
     """
-    shards, settled, _ = plan_shards(folder, config)
-    done = done_shards(folder, config)
-    if not settled or not done.issuperset(range(shards)):
-        return False
-    if not (folder / DATASET).is_file():
-        for path in [p for part in ("", REJECTED) for p in (folder / part).glob("shard-*.tar*")]:
-            if shard_number(path) >= shards:
-                path.unlink()
-        write_json(folder / DATASET, describe_shards(folder, read_request(folder), shards))
+    if (folder / DATASET).is_file():
+        return not pending(folder, config)
+    with locked(folder):
+        if pending(folder, config):
+            return False
+        if not (folder / DATASET).is_file():
+            _complete(folder, plan_shards(folder, config).shards)
     return True
 
 
-def describe_shards(folder: Path, request: dict, shards: int) -> dict:
-    """Return the contents of `dataset.json`."""
-    config, total = request["config"], Yield()
-    keys = config["vocabulary"]["keys"]
-    classes, pairs, kept, rejected = {}, {}, {}, {}
-    for number, name in enumerate(map(shard_name, range(shards))):
-        records = read_records(folder / name)
-        for record in records:
-            _count(record, keys, classes, pairs)
-        kept[name] = _file_facts(folder / name, len(records))
-        total += shard_yield(folder, number)
-        if config.get("rejected") is not None:
-            path = folder / REJECTED / name
-            rejected[name] = _file_facts(path, len(read_records(path)))
-    return {
-        **config,
-        "environment": request["environment"],
-        "config_digest": digest_of(config),
-        "counts": {
-            "samples": total.kept,
-            "classes": {key: classes[key] for key in sorted(classes)},
-            "pairs": {key: pairs[key] for key in sorted(pairs)},
-        },
-        "yield": total.describe(keys),
-        "shards": kept,
-        "rejected_shards": rejected,
-    }
+def _complete(folder: Path, shards: int) -> None:
+    for path in [p for part in ("", REJECTED) for p in (folder / part).glob("shard-*.tar*")]:
+        if shard_number(path) >= shards:
+            path.unlink()
+    facts = describe_shards(folder, read_request(folder), shards)
+    with telling_where(folder / DATASET):
+        write_text(folder / CARD, make_card(facts))
+        write_json(folder / DATASET, facts)
 
 
 def read_request(folder: Path) -> dict:
@@ -184,11 +169,6 @@ def read_manifest(folder: Path) -> dict:
     return manifest
 
 
-def digest_of(config: dict) -> str:
-    """Return a hex digest of JSON-ready data."""
-    return hashlib.sha256(json.dumps(config, sort_keys=True).encode()).hexdigest()[:16]
-
-
 def differences(there: object, here: object, path: str = "") -> list[str]:
     """Return lines such as "backbone.steps is 30 there, 50 here"."""
     if isinstance(there, dict) and isinstance(here, dict):
@@ -200,13 +180,20 @@ def differences(there: object, here: object, path: str = "") -> list[str]:
 
 def write_json(path: Path, data: dict) -> None:
     """Write a JSON file so that it is there as a whole or not at all."""
+    write_text(path, json.dumps(data, indent=1, ensure_ascii=False) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file so that it is there, and on disk, as a whole or not at all."""
     temporary = path.with_name(f"{path.name}.tmp")
-    with temporary.open("w", encoding="utf-8") as file:
-        json.dump(data, file, indent=1, ensure_ascii=False)
-        file.write("\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
 
 
 def _recorded_sizes(folder: Path) -> dict[str, int]:
@@ -217,45 +204,29 @@ def _recorded_sizes(folder: Path) -> dict[str, int]:
     return {name: facts["bytes"] for name, facts in shards.items()}
 
 
-def _is_done(path: Path, sizes: dict[str, int]) -> bool:
-    size = path.stat().st_size if path.is_file() else 0
-    return size > 0 and size == sizes.get(path.name, size)
+def _sizes(folder: Path) -> dict[str, int]:
+    """Return the bytes of every shard under its final name."""
+    with suppress(FileNotFoundError), os.scandir(folder) as entries:
+        named = (entry for entry in entries if fnmatch(entry.name, "shard-*.tar"))
+        return {entry.name: entry.stat().st_size for entry in named}
+    return {}
 
 
-def _refuse_another(folder: Path, request: dict, started: bool, finished: bool) -> None:
+def _refuse_another(folder: Path, request: dict, finished: bool) -> None:
+    """Compare what a folder with shards was asked for with a request.
+
+    Raises:
+        ValueError: If the configuration differs, or the environment of one that is not finished.
+    """
     if not (folder / REQUEST).is_file():
-        if started:
-            raise ValueError(f"{folder} holds shards but no {REQUEST}: choose an empty output")
-        return
+        raise ValueError(f"{folder} holds shards but no {REQUEST}: choose an empty output")
     there = read_request(folder)
     here = json.loads(json.dumps(request))  # tuples become lists, as they did there
-    if not started:
-        return
     lines = differences(there["config"], here["config"])
     if not lines and not finished:  # a finished dataset is of use in any environment
         lines = differences(there["environment"], here["environment"])
     if lines:
-        shown = "; ".join(lines[:4]) + (f"; and {len(lines) - 4} more" * (len(lines) > 4))
+        shown = "; ".join(lines[:SHOWN]) + (
+            f"; and {n} more" if (n := len(lines) - SHOWN) > 0 else ""
+        )
         raise ValueError(f"{folder} holds another dataset ({shown}): choose another output")
-
-
-def _file_facts(path: Path, samples: int) -> dict:
-    """Return number of samples, bytes and digest of a shard."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
-
-
-def _count(record: Record, keys: Sequence[str], classes: dict, pairs: dict) -> None:
-    """Add a sample to the counts of classes and of pairs of classes."""
-    both = zip(record.request.entities, record.facts, strict=True)
-    known = sorted((e.class_id, facts.found) for e, facts in both if e.class_id)
-    named = [(keys[class_id], found) for class_id, found in known]
-    for key, found in named:
-        counts = classes.setdefault(key, {"prompted": 0, "found": 0})
-        counts["prompted"] += 1
-        counts["found"] += found
-    for (one, one_found), (other, other_found) in combinations(named, 2):
-        counts = pairs.setdefault(f"{one} + {other}", {"prompted": 0, "found": 0})
-        counts["prompted"] += 1
-        counts["found"] += one_found and other_found

@@ -7,7 +7,8 @@ whole batches, so that it cannot split one: ``DataLoader(stream, batch_size=None
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from torch.utils.data import Dataset, DistributedSampler
@@ -91,7 +92,17 @@ class BatchSampler(DistributedSampler):
 
 
 class ShardSampler(BatchSampler):
-    """Whole pending shards, see `shard_batches`; for `predict`."""
+    """Whole pending shards, see `shard_batches`; for `predict`.
+
+    Args:
+        stream: What is sampled.
+        batch_size: Largest batch.
+        shard_size: Positions of a shard.
+        pending: Numbers of the shards.
+        rank: This process.
+        world: Number of processes.
+        claim: Asked for a shard when its first batch is due; if it says no, the shard is left out.
+    """
 
     def __init__(
         self,
@@ -101,9 +112,19 @@ class ShardSampler(BatchSampler):
         pending: Sequence[int],
         rank: int = 0,
         world: int = 1,
+        claim: Callable[[int], bool] = lambda shard: True,
     ) -> None:
         batches = shard_batches(len(stream), batch_size, shard_size, pending, rank, world)
         super().__init__(stream, batches, rank, world)
+        self.shard_size, self.claim = shard_size, claim
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for shard, batches in groupby(self.batches, self._shard_of):
+            if shard is None or self.claim(shard):
+                yield from batches
+
+    def _shard_of(self, batch: list[int]) -> int | None:
+        return batch[0] // self.shard_size if batch else None
 
 
 class TestSampler(BatchSampler):

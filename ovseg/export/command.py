@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from ovseg.data.manifest import differences, digest_of, write_json
+from ovseg.data.contents import digest_of
+from ovseg.data.manifest import differences, write_json
 from ovseg.data.shards import ShardStream
 from ovseg.export.format import TRAIN, VAL, Format, Item, part_of
 from ovseg.vocabulary import Vocabulary

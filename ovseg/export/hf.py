@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from ovseg.data.card import without_folders
 from ovseg.export.format import TRAIN, VAL, Format, Item
 from ovseg.vocabulary import Vocabulary
 
@@ -129,8 +130,8 @@ class _Files:
 
 def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
     """Return the dataset's card; models are named without the folders that they were in."""
-    backbone = manifest["backbone"]
-    model, revision = str(backbone.get("model")), backbone.get("revision")
+    facts = without_folders(manifest)
+    backbone, annotator = facts["backbone"], facts["annotator"]
     parts = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     head = {
         "pretty_name": f"Images and masks, {vocabulary.name}",
@@ -142,10 +143,10 @@ def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
         name=vocabulary.name,
         samples=manifest["counts"]["samples"],
-        model=model if revision else Path(model).name,
-        revision=revision or "not recorded",
+        model=backbone.get("model"),
+        revision=backbone.get("revision") or "not recorded",
         licence=backbone.get("licence") or "not recorded",
-        annotator=str(manifest["annotator"].get("source")).rpartition("/")[2],
+        annotator=annotator["source"],
         digest=manifest["config_digest"],
         classes="\n".join(f"- {c.id} `{c.key}`: {c.name}" for c in vocabulary.classes),
     )

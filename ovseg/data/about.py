@@ -16,7 +16,7 @@ def about(facts: Mapping, keys: Mapping[int, str], shards: tuple[int, int]) -> d
         keys: Keys of the classes by id, as far as they are known.
         shards: How many are finished, and how many the dataset takes.
     """
-    backbone, annotator, words = facts["backbone"], facts["annotator"], facts["vocabulary"]
+    backbone, annotator, words = facts["backbone"] or {}, facts["annotator"], facts["vocabulary"]
     environment, done = facts.get("environment", {}), "complete"
     if shards[0] < shards[1]:
         done = f"not complete: {shards[0]} of {shards[1]} shards"
