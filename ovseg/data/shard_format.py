@@ -190,8 +190,8 @@ def decode_sample(members: dict[str, bytes]) -> StoredSample:
             soft = np.load(io.BytesIO(soft), allow_pickle=False)
         if instances is not None:
             instances = np.array(_open(instances)).astype(np.uint16)
-    except (OSError, KeyError, TypeError, EOFError, SyntaxError) as error:  # the last: broken PNG
-        raise ValueError(f"it cannot be read ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+        raise ValueError(f"it cannot be read ({error})") from error  # SyntaxError: broken PNG
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
         raise ValueError(f"its image is {image.dtype} of {image.shape}, not uint8 (H, W, 3)")
     if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:

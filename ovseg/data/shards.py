@@ -15,6 +15,7 @@ from torch import Tensor
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
 from ovseg.data.cache import FeatureCache
+from ovseg.data.damage import DamagedSample, Tolerance
 from ovseg.data.manifest import read_manifest
 from ovseg.data.shard_file import index_shard
 from ovseg.data.shard_format import StoredSample, decode_sample
@@ -34,17 +35,27 @@ class ShardStream(Stream):
         limit: Take the first samples only.
         cache: Keep the features of every sample in memory once they were made, in every process:
             0.6 MB each on the clip-art world, 68 MB with all of Stable Diffusion 1.x's taps.
+        max_damaged: For training: take the next good sample for one that cannot be read, with a
+            warning, as long as no more than this share of those read are damaged. 0 stops at the
+            first.
 
     Raises:
-        ValueError: If limit is not positive.
+        ValueError: If limit is not positive, or max_damaged no share.
     """
 
-    def __init__(self, path: str, limit: int | None = None, cache: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        limit: int | None = None,
+        cache: bool = False,
+        max_damaged: float = 0.0,
+    ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
         self.folder = Path(path)
         self.limit = limit
         self._cache = FeatureCache() if cache else None
+        self._tolerance = Tolerance(max_damaged)
         self._index: dict[str, list[dict[str, tuple[int, int]]]] = {}
 
     @cached_property
@@ -89,23 +100,31 @@ class ShardStream(Stream):
         }
         return found & set(self.manifest["annotator"].get("trained_on") or ())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a sample may stand in for a damaged one."""
+        return self._tolerance.share > 0
+
     def __len__(self) -> int:
         return min(self._ends[-1], self.limit or self._ends[-1])
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        """Read samples.
+        """Read samples; the batch's indices are those of the samples in it.
 
         Raises:
-            ValueError: If one is damaged, or its mask has ids that the vocabulary does not.
+            ValueError: If one is damaged and none may be, or too many are, or a mask has ids that
+                the vocabulary does not.
         """
-        samples = [self._read(position) for position in positions]
+        size = len(self)
+        pairs = [self._tolerance.read(position, size, self._read) for position in positions]
+        read, samples = [position for position, _ in pairs], [sample for _, sample in pairs]
         sizes = {sample.image.shape[:2] for sample in samples}
         if len(sizes) > 1:
             raise ValueError(f"images of {sorted(sizes)} pixels of {self.folder} make no batch")
         images = np.stack([sample.image for sample in samples])
         labels = np.stack([sample.mask for sample in samples])
         return Batch(
-            indices=torch.tensor(list(positions), dtype=torch.long),
+            indices=torch.tensor(read, dtype=torch.long),
             requests=[sample.request for sample in samples],
             images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
             labels=torch.from_numpy(labels).long(),
@@ -179,23 +198,28 @@ class ShardStream(Stream):
         return self.folder / name, self._index[name][position - (self._ends[shard] - count)]
 
     def _read(self, position: int) -> StoredSample:
-        members = self.members(position)
-        try:
-            sample = decode_sample(members)
-            self._check(sample)
-        except ValueError as error:
-            path, _ = self._place(position)
-            raise ValueError(f"sample {position} of shard {path}: {error}") from None
-        return sample
+        """Return one sample.
 
-    def _check(self, sample: StoredSample) -> None:
+        Raises:
+            DamagedSample: If its bytes cannot be read.
+            ValueError: If its mask has ids that the vocabulary does not.
+        """
+        try:
+            sample = decode_sample(self.members(position))
+        except ValueError as error:
+            raise DamagedSample(f"{self._name(position)}: {error}") from None
         classes = self.manifest["vocabulary"]["num_classes"]
         foreign = (sample.mask >= classes) & (sample.mask != IGNORE)
         if foreign.any():
             raise ValueError(
-                f"its mask has ids {np.unique(sample.mask[foreign]).tolist()}; the vocabulary has "
-                f"0..{classes - 1} and {IGNORE} is ignore"
+                f"{self._name(position)}: its mask has ids "
+                f"{np.unique(sample.mask[foreign]).tolist()}; the vocabulary has 0..{classes - 1} "
+                f"and {IGNORE} is ignore"
             )
+        return sample
+
+    def _name(self, position: int) -> str:
+        return f"sample {position} of shard {self._place(position)[0]}"
 
 
 def _steps(stored: Tensor, backbone: DiffusionBackbone, folder: Path) -> list[int]:
