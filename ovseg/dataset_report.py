@@ -12,6 +12,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import (
     DATASET,
     REQUEST,
@@ -141,7 +142,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an argument is wrong, or the dataset is damaged.
     """
     parser = argparse.ArgumentParser(prog="ovseg report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a dataset, or what a quickstart has written")
+    parser.add_argument(
+        "folder", type=local_path, help="a dataset, or what a quickstart has written"
+    )
     parser.add_argument("--out", type=Path, help="HTML file (report.html in the dataset)")
     parser.add_argument(
         "--samples", type=int, default=300, help="shown, and as many rejected ones (300)"

@@ -15,6 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import (
     DATASET,
     digest_of,
@@ -41,7 +42,7 @@ def main(argv: Sequence[str]) -> int:
         PermissionError: If the new folder cannot be written.
     """
     parser = ArgumentParser(prog="ovseg refilter", description=__doc__, exit_on_error=False)
-    parser.add_argument("dataset", type=Path, help="a complete dataset")
+    parser.add_argument("dataset", type=local_path, help="a complete dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new one")
     parser.add_argument("--config", action="config", help="YAML of the options below")
     parser.add_argument("--filter", type=Filter | None, default=None, help="which samples are kept")

@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import (
     DATASET,
     REQUEST,
@@ -59,7 +60,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If a finished shard is damaged.
     """
     parser = argparse.ArgumentParser(prog="ovseg status", description=__doc__)
-    parser.add_argument("dataset", type=Path, help="folder that `predict` or `refilter` writes")
+    parser.add_argument(
+        "dataset", type=local_path, help="folder that `predict` or `refilter` writes"
+    )
     parser.add_argument("--config", action="store_true", help="what decides its bytes, as JSON")
     args = parser.parse_args(argv)
     config = read_request(args.dataset)["config"]

@@ -34,7 +34,8 @@ def broken(dataset, folder, which, kind="no PNG"):  # noqa: F811 - the fixture
             for name, damage in BREAKS[kind].items():
                 members[name] = damage(members[name])
 
-    return rewrite(dataset, folder, change).folder
+    rewrite(dataset, folder, change)
+    return folder
 
 
 @pytest.mark.parametrize("kind", BREAKS)
