@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from ovseg.data.about import about
 from ovseg.data.contents import digest_of
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import (
     DATASET,
     REQUEST,
@@ -141,7 +142,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an argument is wrong, or the dataset is damaged.
     """
     parser = argparse.ArgumentParser(prog="ovseg report", description=__doc__)
-    parser.add_argument("folder", type=Path, help="a dataset, or what a quickstart has written")
+    parser.add_argument(
+        "folder", type=local_path, help="a dataset, or what a quickstart has written"
+    )
     parser.add_argument("--out", type=Path, help="HTML file (report.html in the dataset)")
     parser.add_argument(
         "--samples", type=int, default=300, help="shown, and as many rejected ones (300)"

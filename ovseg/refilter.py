@@ -16,6 +16,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from ovseg.data.contents import digest_of
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
 from ovseg.data.shard_file import REJECTED, read_members, shard_name
 from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
@@ -34,7 +35,7 @@ def main(argv: Sequence[str]) -> int:
         PermissionError: If the new folder cannot be written.
     """
     parser = ArgumentParser(prog="ovseg refilter", description=__doc__, exit_on_error=False)
-    parser.add_argument("dataset", type=Path, help="a complete dataset")
+    parser.add_argument("dataset", type=local_path, help="a complete dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new one")
     parser.add_argument("--config", action="config", help="YAML of the options below")
     parser.add_argument("--filter", type=Filter | None, default=None, help="which samples are kept")

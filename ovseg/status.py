@@ -13,6 +13,7 @@ from typing import NamedTuple
 from rich.console import Console
 
 from ovseg.data.contents import shard_yield
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, REQUEST, done_shards, plan_shards, read_request
 from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_writing import is_locked
@@ -53,7 +54,9 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If a finished shard is damaged.
     """
     parser = argparse.ArgumentParser(prog="ovseg status", description=__doc__)
-    parser.add_argument("dataset", type=Path, help="folder that `predict` or `refilter` writes")
+    parser.add_argument(
+        "dataset", type=local_path, help="folder that `predict` or `refilter` writes"
+    )
     parser.add_argument("--config", action="store_true", help="what decides its bytes, as JSON")
     args = parser.parse_args(argv)
     config = read_request(args.dataset)["config"]

@@ -268,3 +268,16 @@ def test_images_of_two_sizes_make_no_batch():
     message = r"images of 32 x 32 \(Plain\), 16 x 16 \(Plain\) pixels make no batch: bring"
     with pytest.raises(ValueError, match=message):
         mixture.complete(mixture[[0, 1]], None)
+
+
+def test_only_what_is_not_repeated_can_be_scored(tmp_path):
+    streams = [DrawnScenes(4, seed=1), DrawnScenes(2, seed=2)]
+    for weights, size, repeats in ((None, None, False), ([1, 1], None, True), ([1, 1], 4, False)):
+        mixture = bound(streams, weights, size)
+        assert mixture.repeats == repeats
+    nested = bound([DrawnScenes(9, seed=1), MixtureStream(streams, [1, 1])])
+    assert nested.repeats
+    data = SyntheticDataModule("clipart", "1", 3, test={"mixed": MixtureStream(streams, [1, 1])})
+    model = SegmentationModule(PixelSegmenter, SGD, vocabulary=data.vocabulary)
+    with pytest.raises(ValueError, match="stream 'mixed' may hold a sample twice"):
+        quiet_trainer(tmp_path).test(model, data, verbose=False)

@@ -42,6 +42,11 @@ class Stream(Dataset, ABC):
         """
         return set()
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a sample may stand at several positions: fit to train on, not to score."""
+        return False
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""

@@ -209,6 +209,11 @@ class SyntheticDataModule(LightningDataModule):
         return self.trainer.global_rank, self.trainer.world_size
 
     def _test_loaders(self, streams: dict[str, Stream], even: bool) -> list[DataLoader]:
+        if repeating := [name for name, stream in streams.items() if stream.repeats]:
+            raise ValueError(
+                f"stream {repeating[0]!r} may hold a sample twice, and a score would count it "
+                "twice: leave out max_damaged, or the weights of a mixture"
+            )
         samplers = (TestSampler(s, self.batch_size, even, *self._place()) for s in streams.values())
         return [self._loader(sampler.dataset, sampler) for sampler in samplers]
 

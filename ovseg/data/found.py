@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from functools import cached_property
 
 from ovseg.data.shard_file import read_records
@@ -17,16 +18,23 @@ class FoundStream(ShardStream):
     stream, `fit` refuses it. A filter (`ovseg.quality`) can keep them from being written at all.
 
     Args:
-        path: Folder that `predict` wrote.
+        path: Folder that `predict` wrote, or its URL: then every shard is fetched at once.
         limit: Take the first of these samples only.
         cache: See `ShardStream`.
+        cache_dir: See `ShardStream`.
 
     Raises:
         ValueError: If limit is not positive.
     """
 
-    def __init__(self, path: str, limit: int | None = None, cache: bool = False) -> None:
-        super().__init__(path, cache=cache)
+    def __init__(
+        self,
+        path: str,
+        limit: int | None = None,
+        cache: bool = False,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__(path, cache=cache, cache_dir=cache_dir)
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
         self.most = limit
@@ -37,7 +45,7 @@ class FoundStream(ShardStream):
         found = [
             all(facts.found for facts in record.facts)
             for name, count in self._shards
-            for record in read_records(self.folder / name, count)
+            for record in read_records(self.source.shard(name), count)
         ]
         return [position for position, all_found in enumerate(found) if all_found]
 
@@ -50,5 +58,5 @@ class FoundStream(ShardStream):
     def __len__(self) -> int:
         return len(self.positions[: self.most])
 
-    def _read(self, position: int) -> StoredSample:
-        return super()._read(self.positions[position])
+    def _read(self, position: int, only: Collection[str] | None = None) -> StoredSample:
+        return super()._read(self.positions[position], only)

@@ -90,6 +90,12 @@ class MixtureStream(Stream):
         """Return the classes that any of the streams teaches."""
         return set().union(*(stream.taught_classes() for stream in self.streams))
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a stream is repeated, or repeats a sample itself."""
+        again = len(np.unique(self._table, axis=0)) < len(self)
+        return again or any(stream.repeats for stream in self.streams)
+
     @cached_property
     def _table(self) -> np.ndarray:
         """``(size, 2)`` int64: stream, and position in it."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import tarfile
-from collections.abc import Iterator
+import weakref
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ovseg.data.shard_format import Record, decode_record
@@ -49,6 +51,56 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
     if samples is not None and len(table) != samples:
         raise ValueError(f"shard {path} {damage} ({len(table)} samples, not {samples})")
     return list(table.values())
+
+
+class OpenShards:
+    """Samples of shards at random: their indexes are kept, and the last opened files stay open.
+
+    Reading moves no position, so that forked processes may share the files; a pickled copy opens
+    its own.
+    """
+
+    MOST = 64
+    """Files that stay open."""
+
+    def __init__(self) -> None:
+        self._indexes: dict[Path, list[dict[str, tuple[int, int]]]] = {}
+        self._files: dict[Path, _File] = {}
+
+    def __getstate__(self) -> dict:
+        return {**vars(self), "_files": {}}
+
+    def read(
+        self, path: Path, samples: int, number: int, only: Collection[str] | None = None
+    ) -> dict[str, bytes]:
+        """Return ``{extension: bytes}`` of a sample of a shard; see `index_shard`.
+
+        Args:
+            path: The tar.
+            samples: Number of samples it must have.
+            number: Which of them.
+            only: Extensions; others are not read.
+        """
+        if path not in self._indexes:
+            self._indexes[path] = index_shard(path, samples)
+        if path not in self._files:
+            if len(self._files) == self.MOST:
+                del self._files[next(iter(self._files))]
+            self._files[path] = _File(path)
+        file = self._files[path].descriptor
+        return {
+            extension: os.pread(file, size, offset)
+            for extension, (offset, size) in self._indexes[path][number].items()
+            if only is None or extension in only
+        }
+
+
+class _File:
+    """A file that is open until nobody holds it."""
+
+    def __init__(self, path: Path) -> None:
+        self.descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.descriptor)
 
 
 def read_members(

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import io
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -32,6 +33,12 @@ FACTS = {
     "agreement": "agreement",
 }
 """What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``."""
+
+LABELLED = ("image.png", "mask.png", "json")
+"""Members of a labelled image."""
+
+STORED = (*LABELLED, "latent.npy")
+"""Members that every sample has."""
 
 MISSING = -1.0
 """Stored for the agreement where no second annotator was asked, so that types stay fixed."""
@@ -66,7 +73,7 @@ class StoredSample:
         record: What was asked, and what is known of each entity.
         image: ``(H, W, 3)`` uint8 RGB.
         mask: ``(H, W)`` uint8 class ids, 255 ignore.
-        latent: ``(S, C, h, w)`` float32: what entered the tapped calls.
+        latent: ``(S, C, h, w)`` float32: what entered the tapped calls; None if it was not read.
         soft: ``(K, h, w)`` masks, float32 at image size, float16 if smaller; or None.
         instances: ``(H, W)`` uint16 instance ids, or None.
     """
@@ -74,7 +81,7 @@ class StoredSample:
     record: Record
     image: np.ndarray
     mask: np.ndarray
-    latent: np.ndarray
+    latent: np.ndarray | None = None
     soft: np.ndarray | None = None
     instances: np.ndarray | None = None
 
@@ -171,27 +178,28 @@ def encode_png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def decode_sample(members: dict[str, bytes]) -> StoredSample:
+def decode_sample(members: dict[str, bytes], needed: Collection[str] = STORED) -> StoredSample:
     """Return the sample of these members; nothing is unpickled.
+
+    Args:
+        members: ``{extension: bytes}``.
+        needed: Extensions that must be there.
 
     Raises:
         ValueError: If a member is missing or damaged, or image and mask differ in size.
     """
-    missing = {"image.png", "mask.png", "json", "latent.npy"} - members.keys()
-    if missing:
+    if missing := set(needed) - members.keys():
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
         record = decode_record(members["json"])
         image = np.array(_open(members["image.png"]))
         mask = np.array(_open(members["mask.png"]))
-        latent = np.load(io.BytesIO(members["latent.npy"]), allow_pickle=False)
-        soft, instances = members.get("soft.npy"), members.get("instances.png")
-        if soft is not None:
-            soft = np.load(io.BytesIO(soft), allow_pickle=False)
+        latent, soft = (_array(members.get(name)) for name in ("latent.npy", "soft.npy"))
+        instances = members.get("instances.png")
         if instances is not None:
             instances = np.array(_open(instances)).astype(np.uint16)
-    except (OSError, KeyError, TypeError, EOFError, SyntaxError) as error:  # the last: broken PNG
-        raise ValueError(f"it cannot be read ({error})") from error
+    except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
+        raise ValueError(f"it cannot be read ({error})") from error  # SyntaxError: broken PNG
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
         raise ValueError(f"its image is {image.dtype} of {image.shape}, not uint8 (H, W, 3)")
     if mask.dtype != np.uint8 or mask.shape != image.shape[:2]:
@@ -221,6 +229,10 @@ def decode_record(data: bytes) -> Record:
 
 def _open(data: bytes) -> Image.Image:
     return Image.open(io.BytesIO(data), formats=("PNG",))
+
+
+def _array(data: bytes | None) -> np.ndarray | None:
+    return None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
 
 
 def _npy(array: np.ndarray) -> bytes:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
-from functools import cached_property
+from collections.abc import Collection, Sequence
+from functools import cached_property, partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -15,42 +15,58 @@ from torch import Tensor
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import Stream
 from ovseg.data.cache import FeatureCache
-from ovseg.data.manifest import read_manifest
-from ovseg.data.shard_file import index_shard
-from ovseg.data.shard_format import StoredSample, decode_sample
+from ovseg.data.damage import DamagedSample, Tolerance
+from ovseg.data.shard_file import OpenShards
+from ovseg.data.shard_format import LABELLED, STORED, StoredSample, decode_sample
+from ovseg.data.sources import Source, source_of
 from ovseg.structures import IGNORE, Batch, Features
 from ovseg.vocabulary import Vocabulary
 
 
 class ShardStream(Stream):
-    """The samples of a folder of shards, by position, on local disk.
+    """The samples of a folder of shards, by position.
 
     Nothing is read before `bind` or ``len``. The tars' own headers are the index, read once per
     shard. Images, labels, found flags and latents are exactly those that were written; with a
     backbone one call makes the features again.
 
     Args:
-        path: Folder that `predict` wrote.
+        path: Folder that `predict` wrote, or its URL: shards are then fetched when they are needed
+            first, and kept (`ovseg.data.sources`).
         limit: Take the first samples only.
         cache: Keep the features of every sample in memory once they were made, in every process:
             0.6 MB each on the clip-art world, 68 MB with all of Stable Diffusion 1.x's taps.
+        max_damaged: For training: take the next good sample for one that cannot be read, with a
+            warning, as long as no more than this share of those read are damaged. 0 stops at the
+            first.
+        cache_dir: Where the shards of URLs are kept; by default ~/.cache/ovseg/datasets.
 
     Raises:
-        ValueError: If limit is not positive.
+        ValueError: If limit is not positive, or max_damaged no share.
     """
 
-    def __init__(self, path: str, limit: int | None = None, cache: bool = False) -> None:
+    def __init__(
+        self,
+        path: str,
+        limit: int | None = None,
+        cache: bool = False,
+        max_damaged: float = 0.0,
+        cache_dir: str | None = None,
+    ) -> None:
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
-        self.folder = Path(path)
+        self.source = source_of(path, cache_dir)
         self.limit = limit
         self._cache = FeatureCache() if cache else None
-        self._index: dict[str, list[dict[str, tuple[int, int]]]] = {}
+        self._tolerance = Tolerance(max_damaged)
+        self._open = OpenShards()
+        self._paths: dict[str, Path] = {}
+        self._wanted = STORED
 
-    @cached_property
+    @property
     def manifest(self) -> dict:
         """`dataset.json`."""
-        return read_manifest(self.folder)
+        return self.source.manifest
 
     @cached_property
     def _shards(self) -> list[tuple[str, int]]:
@@ -75,7 +91,7 @@ class ShardStream(Stream):
         for key, words in (("digest", "classes"), ("split", "split")):
             if there[key] != here[key]:
                 raise ValueError(
-                    f"dataset {self.folder} was made with the {words} of vocabulary "
+                    f"dataset {self.source} was made with the {words} of vocabulary "
                     f"{there['name']!r}, split {there['split']!r} (digest {there['digest']}), not "
                     f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
                 )
@@ -89,47 +105,63 @@ class ShardStream(Stream):
         }
         return found & set(self.manifest["annotator"].get("trained_on") or ())
 
+    @property
+    def repeats(self) -> bool:
+        """Whether a sample may stand in for a damaged one."""
+        return self._tolerance.share > 0
+
     def __len__(self) -> int:
         return min(self._ends[-1], self.limit or self._ends[-1])
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        """Read samples.
+        """Read samples; the batch's indices are those of the samples in it.
 
         Raises:
-            ValueError: If one is damaged, or its mask has ids that the vocabulary does not.
+            ValueError: If one is damaged and none may be, or too many are, or a mask has ids that
+                the vocabulary does not.
         """
-        samples = [self._read(position) for position in positions]
+        size = len(self)
+        read = partial(self._read, only=self._wanted)
+        pairs = [self._tolerance.read(position, size, read) for position in positions]
+        samples = [sample for _, sample in pairs]
         sizes = {sample.image.shape[:2] for sample in samples}
         if len(sizes) > 1:
-            raise ValueError(f"images of {sorted(sizes)} pixels of {self.folder} make no batch")
+            raise ValueError(f"images of {sorted(sizes)} pixels of {self.source} make no batch")
         images = np.stack([sample.image for sample in samples])
-        labels = np.stack([sample.mask for sample in samples])
+        labels = np.stack([sample.mask for sample in samples]).astype(np.int64)
+        latents = None
+        if samples[0].latent is not None:
+            latents = torch.from_numpy(np.stack([sample.latent for sample in samples]))
         return Batch(
-            indices=torch.tensor(list(positions), dtype=torch.long),
+            indices=torch.tensor([position for position, _ in pairs], dtype=torch.long),
             requests=[sample.request for sample in samples],
             images=torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(),
-            labels=torch.from_numpy(labels).long(),
+            labels=torch.from_numpy(labels),
             found=_pad([sample.found for sample in samples]),
-            latents=torch.from_numpy(np.stack([sample.latent for sample in samples])),
+            latents=latents,
             timesteps=torch.tensor(samples[0].record.timesteps),
         )
 
     def check(self, backbone: DiffusionBackbone | None) -> None:
-        """Check that this backbone, if there is one, can read the latents, whatever it taps.
+        """Check that this backbone can read the latents, whatever it taps.
+
+        Without one latents are of no use, and left out from now on.
 
         Raises:
             ValueError: If another model has made them, or they lack one of its tapped steps.
         """
         if backbone is None:
+            self._wanted = LABELLED
             return
+        self._wanted = STORED
         made_by = self.manifest["latents_digest"]
         if made_by != backbone.latents_digest:
             raise ValueError(
-                f"the latents of {self.folder} were made by model {made_by} "
+                f"the latents of {self.source} were made by model {made_by} "
                 f"({self.manifest['backbone'].get('model')}), not by the given backbone's "
                 f"{backbone.latents_digest} ({backbone.describe().get('model')})"
             )
-        _steps(torch.tensor(self.manifest["timesteps"]), backbone, self.folder)
+        _steps(torch.tensor(self.manifest["timesteps"]), backbone, self.source)
 
     def complete(self, batch: Batch, backbone: DiffusionBackbone | None) -> Batch:
         """Add entities and features, with one call of the backbone at most."""
@@ -137,7 +169,7 @@ class ShardStream(Stream):
             return batch
         self.check(backbone)
         entities = backbone.entities(batch.requests)
-        steps = _steps(batch.timesteps, backbone, self.folder)
+        steps = _steps(batch.timesteps, backbone, self.source)
         latents, timesteps = batch.latents[:, steps], batch.timesteps[steps]
 
         def make(places: list[int]) -> Features:
@@ -157,48 +189,54 @@ class ShardStream(Stream):
             IndexError: If there is no such position.
         """
         if not 0 <= position < len(self):
-            raise IndexError(f"position {position} is outside 0..{len(self) - 1} of {self.folder}")
+            raise IndexError(f"position {position} is outside 0..{len(self) - 1} of {self.source}")
         return self._read(position)
 
-    def members(self, position: int) -> dict[str, bytes]:
-        """Return one sample's bytes by extension, unchecked."""
-        path, members = self._place(position)
-        data = {}
-        with path.open("rb") as file:
-            for extension, (offset, size) in members.items():
-                file.seek(offset)
-                data[extension] = file.read(size)
-        return data
+    def members(self, position: int, only: Collection[str] | None = None) -> dict[str, bytes]:
+        """Return one sample's bytes by extension, unchecked.
 
-    def _place(self, position: int) -> tuple[Path, dict[str, tuple[int, int]]]:
-        """Return a sample's shard, and where in it its members lie."""
+        Args:
+            position: Of the sample.
+            only: Extensions; others are not read.
+        """
+        path, count, number = self._place(position)
+        return self._open.read(path, count, number, only)
+
+    def _place(self, position: int) -> tuple[Path, int, int]:
+        """Return a sample's shard, how many that has, and which of them it is."""
         shard = bisect_right(self._ends, position)
         name, count = self._shards[shard]
-        if name not in self._index:
-            self._index[name] = index_shard(self.folder / name, count)
-        return self.folder / name, self._index[name][position - (self._ends[shard] - count)]
+        if name not in self._paths:
+            self._paths[name] = self.source.shard(name)
+        return self._paths[name], count, position - (self._ends[shard] - count)
 
-    def _read(self, position: int) -> StoredSample:
-        members = self.members(position)
+    def _read(self, position: int, only: Collection[str] | None = None) -> StoredSample:
+        """Return one sample, of some of its members if only these are asked for.
+
+        Raises:
+            DamagedSample: If its bytes cannot be read.
+            ValueError: If its mask has ids that the vocabulary does not.
+        """
+        members = self.members(position, only)
         try:
-            sample = decode_sample(members)
-            self._check(sample)
+            sample = decode_sample(members, only or STORED)
         except ValueError as error:
-            path, _ = self._place(position)
-            raise ValueError(f"sample {position} of shard {path}: {error}") from None
-        return sample
-
-    def _check(self, sample: StoredSample) -> None:
+            raise DamagedSample(f"{self._name(position)}: {error}") from None
         classes = self.manifest["vocabulary"]["num_classes"]
         foreign = (sample.mask >= classes) & (sample.mask != IGNORE)
         if foreign.any():
             raise ValueError(
-                f"its mask has ids {np.unique(sample.mask[foreign]).tolist()}; the vocabulary has "
-                f"0..{classes - 1} and {IGNORE} is ignore"
+                f"{self._name(position)}: its mask has ids "
+                f"{np.unique(sample.mask[foreign]).tolist()}; the vocabulary has 0..{classes - 1} "
+                f"and {IGNORE} is ignore"
             )
+        return sample
+
+    def _name(self, position: int) -> str:
+        return f"sample {position} of shard {self._place(position)[0]}"
 
 
-def _steps(stored: Tensor, backbone: DiffusionBackbone, folder: Path) -> list[int]:
+def _steps(stored: Tensor, backbone: DiffusionBackbone, source: Source) -> list[int]:
     """Return where a backbone's tapped timesteps stand among the stored ones.
 
     Raises:
@@ -208,7 +246,7 @@ def _steps(stored: Tensor, backbone: DiffusionBackbone, folder: Path) -> list[in
     same = (stored - wanted[:, None]).abs() < 1e-2
     if not same.any(dim=1).all():
         raise ValueError(
-            f"the latents of {folder} are those of the timesteps {_listed(stored)}, the backbone "
+            f"the latents of {source} are those of the timesteps {_listed(stored)}, the backbone "
             f"taps {_listed(wanted)}: set tap_steps and steps to some that are stored"
         )
     return same.int().argmax(dim=1).tolist()

@@ -20,6 +20,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from ovseg.data.contents import digest_of
+from ovseg.data.fetch import local_path
 from ovseg.data.manifest import differences, write_json
 from ovseg.data.shards import ShardStream
 from ovseg.export.format import TRAIN, VAL, Format, Item, part_of
@@ -202,7 +203,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="ovseg export", description="A written dataset in the format of another library."
     )
-    parser.add_argument("dataset", type=Path, help="folder that `predict` wrote")
+    parser.add_argument("dataset", type=local_path, help="folder that `predict` wrote")
     parser.add_argument("--format", required=True, choices=FORMATS, help="see docs/data_format.md")
     parser.add_argument("--out", type=Path, required=True, help="folder of the export, a new one")
     parser.add_argument(
