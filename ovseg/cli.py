@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import sys
@@ -12,6 +13,10 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+
+from ovseg.modules.segmentation import SegmentationModule
+from ovseg.report.terminal import show_segmenter
+from ovseg.results import RESULTS
 
 LINKS = ("vocabulary", "feature_spec", "text_width")
 """Facts of the data that a model must agree with; never a choice, because a link overrides."""
@@ -72,6 +77,15 @@ class CLI(LightningCLI):
     def _then_test(self, ckpt_path: str | None) -> None:
         if self._get(self.config, "then_test"):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path)
+            self.after_test()
+
+    def after_test(self) -> None:
+        """Print the tables of what was scored."""
+        path = Path(self.trainer.default_root_dir) / RESULTS
+        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        if isinstance(self.model, SegmentationModule):
+            show_segmenter(json.loads(path.read_text(encoding="utf-8")), self.model.vocabulary)
 
     def after_predict(self) -> None:
         """Go on while a writer wants more shards, to meet a quota."""

@@ -148,7 +148,7 @@ def test_a_checkpoint_of_another_architecture(stage, capfd):
     assert error.count("\n") == 0 and "another architecture" in error and "segmenter" in error
 
 
-def test_fit_goes_on_with_test_if_asked(stage):
+def test_fit_goes_on_with_test_if_asked(stage, capfd):
     train = config()["data"]["init_args"]["train"]
     scenes = {**train, "init_args": {"size": 6, "seed": 5, "objects": [2]}}
     streams = ["--data.init_args.test", yaml.safe_dump({"drawn": scenes})]
@@ -159,7 +159,10 @@ def test_fit_goes_on_with_test_if_asked(stage):
     one, two = ("--trainer.default_root_dir=one", "--trainer.default_root_dir=two")
     assert main(["fit", "-c", stage, *streams, *save, one, "--then_test", "true"]) == 0
     weights = "--ckpt_path=run/checkpoints/last.ckpt"
-    assert main(["test", "-c", stage, *streams, *save, two, weights]) == 0
+    more = "--trainer.callbacks+=ovseg.callbacks.mistakes.TestMistakes"
+    assert main(["test", "-c", stage, *streams, *save, more, two, weights]) == 0
+    assert Path("two/confusion_drawn.png").is_file() and Path("two/worst_drawn.html").is_file()
+    assert capfd.readouterr().out.count("boat (unseen)") == 2  # a table of each test
     results = [Path(run, "results.json").read_text() for run in ("one", "two")]
     assert results[0] == results[1] and "harmonic" in json.loads(results[0])["drawn"]
     Path("one/results.json").unlink()  # as if it was killed then

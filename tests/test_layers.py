@@ -23,7 +23,7 @@ ALLOWED = {
     "modules": OPEN | {"maths", "folder", "modules"},
     "clipart": OPEN | {"clipart"},
     "report": OPEN | {"maths", "report"},
-    "callbacks": OPEN | {"data", "report", "callbacks"},
+    "callbacks": OPEN | {"maths", "data", "report", "callbacks"},
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")

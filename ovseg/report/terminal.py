@@ -1,11 +1,14 @@
-"""Tables in a terminal: those of a report, and of what a filter left of a dataset."""
+"""Tables in a terminal: those of a report, of a test, and of what a filter left of a dataset."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
 from ovseg.report import numbers
+from ovseg.vocabulary import Vocabulary
 
 
 def show(report: dict, console: Console | None = None) -> None:
@@ -22,6 +25,28 @@ def show(report: dict, console: Console | None = None) -> None:
     console.print(
         _table("Segmenter, mIoU", list(numbers.SCORES), numbers.segmentation_rows(report))
     )
+
+
+def show_segmenter(
+    results: Mapping[str, Mapping], vocabulary: Vocabulary, console: Console | None = None
+) -> None:
+    """Print what a test of a segmenter gave: a column per stream, a row per class.
+
+    Args:
+        results: Per stream, as results.json has them.
+        vocabulary: Classes and split; seen classes come first.
+        console: Where to print.
+    """
+    names = {vocabulary[i].key: vocabulary[i].name for i in (*vocabulary.seen, *vocabulary.unseen)}
+    unseen = {vocabulary[i].key for i in vocabulary.unseen}
+    table = _table("Segmenter, IoU of each class in percent", list(results), ())
+    for key, name in names.items():
+        cells = [numbers.percent(scores["per_class"].get(key)) for scores in results.values()]
+        table.add_row(f"{name} (unseen)" if key in unseen else name, *cells)
+    table.add_section()
+    for key in numbers.SCORES:
+        table.add_row(key, *(numbers.percent(scores[key]) for scores in results.values()))
+    (console or Console()).print(table)
 
 
 def show_yield(title: str, numbers: dict, console: Console | None = None, rows: int = 10) -> None:
