@@ -14,8 +14,9 @@ from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
 
+from ovseg.modules.grounding import GroundingModule
 from ovseg.modules.segmentation import SegmentationModule
-from ovseg.report.terminal import show_segmenter
+from ovseg.report.terminal import show_grounder, show_segmenter
 from ovseg.results import RESULTS
 
 LINKS = ("vocabulary", "feature_spec", "text_width")
@@ -81,11 +82,15 @@ class CLI(LightningCLI):
 
     def after_test(self) -> None:
         """Print the tables of what was scored."""
-        path = Path(self.trainer.default_root_dir) / RESULTS
-        if not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        model, path = self.model, Path(self.trainer.default_root_dir) / RESULTS
+        scored = isinstance(model, SegmentationModule | GroundingModule)
+        if not scored or not self.trainer.is_global_zero or self.trainer.fast_dev_run:
             return
-        if isinstance(self.model, SegmentationModule):
-            show_segmenter(json.loads(path.read_text(encoding="utf-8")), self.model.vocabulary)
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(model, SegmentationModule):
+            show_segmenter(results, model.vocabulary)
+        else:
+            show_grounder(results, type(model.grounder).__name__, model.vocabulary)
 
     def after_predict(self) -> None:
         """Go on while a writer wants more shards, to meet a quota."""

@@ -1,4 +1,4 @@
-"""The files of a segmenter's test: results, areas of every image, and a table."""
+"""The files of a test: results, a segmenter's areas of every image, and its table."""
 
 from __future__ import annotations
 

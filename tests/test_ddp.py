@@ -190,7 +190,10 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path, stage, fit)
         mistakes = [named("ovseg.callbacks.mistakes.TestMistakes", worst=5)]
         callbacks = [dump, *(mistakes if stage is segmentation else [])]
         config = configure(tmp_path / "test.yaml", model, callbacks, **streams)
-        (alone if world == 1 else run)("test", config, f"--ckpt_path={checkpoint}")
+        printed = (alone if world == 1 else run)("test", config, f"--ckpt_path={checkpoint}")
+        if world == 2:  # by one of them
+            titles = [printed.count(t) for t in ("mean over images", "IoU of each class")]
+            assert titles == ([0, 1] if stage is segmentation else [1, 0])
         results.append(json.loads((tmp_path / "results.json").read_text()))
         if stage is segmentation:
             with np.load(tmp_path / "results_images.npz", allow_pickle=False) as arrays:

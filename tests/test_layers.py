@@ -26,6 +26,10 @@ ALLOWED = {
     "callbacks": OPEN | {"maths", "data", "report", "callbacks"},
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
+MATHS = (
+    *("losses", "metrics", "controls", "augment", "optim"),
+    *("protocol", "results", "results_grounding"),
+)
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
 TRANSFORMERS = ("annotators", "backbones", "clipart.training", "pretrained")
 MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
@@ -46,7 +50,7 @@ def layer_of(name: str) -> str:
         return "types"
     if rest == "base" or name == "quality":
         return "base"
-    if name in ("losses", "metrics", "controls", "augment", "optim", "protocol", "results"):
+    if name in MATHS:
         return "maths"
     if name in ("grounders.folder", "grounders.card", "grounders.partner"):
         return "folder"

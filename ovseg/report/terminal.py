@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovseg.report import numbers
+from ovseg.results_grounding import AVERAGES, facts, published, rows
 from ovseg.vocabulary import Vocabulary
 
 
@@ -47,6 +48,33 @@ def show_segmenter(
     for key in numbers.SCORES:
         table.add_row(key, *(numbers.percent(scores[key]) for scores in results.values()))
     (console or Console()).print(table)
+
+
+def show_grounder(
+    results: Mapping[str, Mapping],
+    method: str,
+    vocabulary: Vocabulary,
+    console: Console | None = None,
+) -> None:
+    """Print what a test of a grounder gave: others' rows, its own, its controls, per stream.
+
+    Args:
+        results: Per stream, as results.json has them.
+        method: Name of its own row.
+        vocabulary: Classes and split.
+        console: Where to print.
+    """
+    console = console or Console()
+    head, others = [name.replace("_", " ") for name in results], published(vocabulary)
+    bodies = {
+        f"Grounding, mIoU in percent, {title}": rows(results, method, key, others)
+        for key, title in AVERAGES.items()
+    }
+    for title, body in {**bodies, "Beside it": facts(results)}.items():
+        table = _table(title, ["", *head], ())
+        for name, whose, values in body:
+            table.add_row(name, whose, *map(numbers.percent, values))
+        console.print(table)
 
 
 def show_yield(title: str, numbers: dict, console: Console | None = None, rows: int = 10) -> None:
