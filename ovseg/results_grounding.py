@@ -74,9 +74,9 @@ def rows(
 def facts(results: Mapping[str, Mapping]) -> Iterator[Row]:
     """Yield what is known of each column beside IoU."""
     for title, key, scale in (
-        ("right object of two, %", "choice", 1),
-        ("is it there? AUROC, %", "presence", 1),
-        ("left out by the annotator, %", "excluded", 100),
+        ("right object, %", "choice", 1),
+        ("presence, AUROC", "presence", 1),
+        ("left out, %", "excluded", 100),
     ):
         values = [scores.get(key) for scores in results.values()]
         yield title, "this test", [None if v is None else scale * v for v in values]

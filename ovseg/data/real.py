@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -125,6 +126,7 @@ class MMSegDataset(Stream):
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
+        _check_mode(self.dataset.get_data_info(position)["seg_map_path"])
         packed = self.dataset.prepare_data(position)
         sample = packed["data_samples"]
         labels = sample.gt_sem_seg.data[0].long()
@@ -134,24 +136,52 @@ class MMSegDataset(Stream):
                 f"{sample.img_path} is {tuple(image.shape[1:])}, its label map "
                 f"{tuple(labels.shape)}: they must have the same size"
             )
-        wrong = (labels >= self.count) & (labels != IGNORE)
-        if wrong.any():
+        wrong = labels[(labels >= self.count) & (labels != IGNORE)].unique()
+        if len(wrong):
+            first = int(self.dataset.reduce_zero_label)  # the file's id of the first class
+            ids = ", ".join(str(i + first) for i in wrong.tolist())
             raise ValueError(
-                f"{sample.seg_map_path} has the id {int(labels[wrong][0])}; the dataset has "
-                f"{self.count} classes and {IGNORE} for ignore"
+                f"{sample.seg_map_path} has ids of no class: {ids}; those of the dataset's "
+                f"{self.count} classes are {first}..{self.count - 1 + first}, {IGNORE} is ignore"
             )
         return image, self.table[labels]
 
     def _check_files(self) -> None:
-        missing = [
-            info[key]
-            for info in map(self.dataset.get_data_info, range(self.size))
-            for key in ("img_path", "seg_map_path")
-            if not Path(info.get(key) or "?").is_file()
-        ]
-        if missing:
+        infos = [self.dataset.get_data_info(position) for position in range(self.size)]
+        for key, other in (("img_path", "seg_map_path"), ("seg_map_path", "img_path")):
+            lost = [i for i in infos if not Path(i.get(key) or "?").is_file()]
+            if lost:
+                first = lost[0]
+                raise FileNotFoundError(
+                    f"{len(lost)} of the dataset's files are missing, the first is "
+                    f"{first.get(key)}, which belongs to {first.get(other)}"
+                )
+        alone = sorted(self._maps().difference(Path(i["seg_map_path"]) for i in infos))
+        if alone and self.limit is None:
             raise FileNotFoundError(
-                f"{len(missing)} of the dataset's files are missing, the first is {missing[0]}"
+                f"{len(alone)} of the dataset's label maps have no image, the first is {alone[0]}: "
+                "add the images, or give a list of names (ann_file)"
+            )
+
+    def _maps(self) -> set[Path]:
+        """Return the label maps of a dataset that takes all files of its folders; else none."""
+        if Path(self.dataset.ann_file or ".").is_file():
+            return set()
+        folder = Path(self.dataset.data_prefix["seg_map_path"])
+        return set(folder.rglob(f"*{self.dataset.seg_map_suffix}"))
+
+
+def _check_mode(path: str) -> None:
+    """Refuse a label map that is not one byte per pixel, which would be read as other ids.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    with Image.open(path) as picture:
+        if picture.mode not in ("1", "L", "P"):
+            raise ValueError(
+                f"{path} is a picture of mode {picture.mode}, no label map: save the class ids as "
+                "8-bit grey levels or palette indices"
             )
 
 

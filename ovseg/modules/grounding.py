@@ -251,11 +251,13 @@ class GroundingModule(ScoredModule):
             save_grounder(self.grounder, self.output, backbone, self.vocabulary)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the threshold: it is no tensor of the state dict."""
+        """Keep the threshold too: it is no tensor of the state dict."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["threshold"] = float(self.grounder.threshold)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore the threshold."""
+        super().on_load_checkpoint(checkpoint)
         self.grounder.threshold = checkpoint.get("threshold", self.grounder.threshold)
 
 

@@ -71,9 +71,12 @@ def show_grounder(
         for key, title in AVERAGES.items()
     }
     for title, body in {**bodies, "Beside it": facts(results)}.items():
-        table = _table(title, ["", *head], ())
+        table, before = _table(title, head, ()), None
         for name, whose, values in body:
-            table.add_row(name, whose, *map(numbers.percent, values))
+            if whose != before:  # others' rows, its own, its controls
+                table.add_section()
+            table.add_row(name, *map(numbers.percent, values))
+            before = whose
         console.print(table)
 
 
