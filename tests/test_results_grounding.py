@@ -41,7 +41,7 @@ def test_rows_are_others_ours_and_the_controls_that_were_made():
 def test_the_papers_rows_stand_beside_its_vocabulary_and_split():
     first = {row.label: row for row in published(Vocabulary.load("voc", "1"))}
     assert list(first) == [
-        "DAAM (cross-attention, no training), mean of splits",
+        "DAAM (no training), mean of splits",
         "Li et al., mean of splits",
         "Li et al., split 1",
     ]

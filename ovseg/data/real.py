@@ -33,7 +33,8 @@ class MMSegDataset(Stream):
     Args:
         dataset: As in MMSegmentation's configs, without a pipeline: ``{type: PascalVOCDataset,
             data_root: ..., ann_file: ..., data_prefix: {img_path: ..., seg_map_path: ...}}``.
-        transforms: Transforms of MMSegmentation between loading and packing, e.g. RandomCrop.
+        transforms: Transforms of MMSegmentation between loading and packing, e.g. RandomCrop; a
+            list of two numbers is given to them as a tuple.
         classes: Whose masks may be used: "all", or "seen", which makes the pixels of unseen classes
             ignore, never background.
         others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
@@ -195,7 +196,7 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
         pipeline = [
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},
-            *(dict(step) for step in transforms),
+            *({key: _pair(value) for key, value in step.items()} for step in transforms),
             {"type": "PackSegInputs"},
         ]
         with DefaultScope.overwrite_default_scope("mmseg"):
@@ -210,6 +211,12 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
                 raise ValueError(
                     f"cannot build the dataset {dict(dataset)} (is it empty?): {error}"
                 ) from None
+
+
+def _pair(value: Any) -> Any:
+    """Return a YAML list of two numbers as a tuple: sizes and ranges have to be ones."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return tuple(value) if is_pair and all(isinstance(v, int | float) for v in value) else value
 
 
 def _what(error: Exception, dataset: Mapping[str, Any]) -> str:
