@@ -5,11 +5,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 import yaml
 from PIL import Image
 
 from ovseg.__main__ import main
 from ovseg.data.real import MMSegDataset
+from ovseg.metrics import SegmentationIoU, mmseg_iou_metric
 from ovseg.report.pictures import voc_picture
 from ovseg.vocabulary import Vocabulary
 
@@ -117,6 +119,31 @@ def test_zero_is_ignored_and_classes_are_matched_by_name(name, count, tmp_path):
     write(name, np.full((2, 2), count + 1, np.uint8))
     with pytest.raises(ValueError, match=rf"no class: {count + 1}; .* are 1..{count}, 255"):
         load(name, words_of(name, tmp_path))[[0]]
+
+
+def test_scores_are_mmsegmentations_where_zero_is_reduced(tmp_path):
+    """Its own loader and metric on the dataset's ids; ours on the vocabulary's, reversed."""
+    random = np.random.default_rng(0)
+    ids = random.integers(0, 120, (40, 50)).astype(np.uint8)  # 30 classes do not occur
+    ids[random.random(ids.shape) < 0.1] = 255
+    write("ade20k_val", ids)
+    words = words_of("ade20k_val", tmp_path)
+    stream = load("ade20k_val", words)
+    truth = stream.dataset.prepare_data(0)["data_samples"].gt_sem_seg.data[0].long()
+    assert truth.min() == 0 and set(truth[ids == 0].tolist()) == {255}
+    noise = torch.from_numpy(random.integers(0, 100, truth.shape))
+    wrong = torch.from_numpy(random.random(truth.shape) < 0.4)
+    said = torch.where(wrong | (truth == 255), noise, truth)
+    score = mmseg_iou_metric()
+    with np.errstate(all="ignore"):
+        areas = score.intersect_and_union(said, truth, 150, 255)
+        wanted = 100 * score.total_area_to_metrics(*areas)["IoU"]
+    metric = SegmentationIoU(151, words.seen, words.unseen)
+    metric.update(150 - said[None], stream[[0]].labels)
+    found = metric.compute()
+    assert 20 < np.isnan(wanted).sum() < 40
+    np.testing.assert_allclose(found["per_class"][1:].flip(0).numpy(), wanted, rtol=1e-6)
+    assert found["mean"].item() == pytest.approx(np.nanmean(wanted), rel=1e-6)
 
 
 def test_what_voc_and_context_share():
