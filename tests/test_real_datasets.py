@@ -191,6 +191,12 @@ def test_files_are_layers_over_a_stage(capfd):
     layers = ["-c", stage(), "-c", str(FOLDER / "voc_val.yaml")]
     assert main(["test", *layers]) == 0
     assert list(json.loads(Path("results.json").read_text())) == ["voc_val"]
+    Path("data").rename("elsewhere")
+    assert main(["test", *layers]) == 2
+    assert "no PascalVOCDataset in" in capfd.readouterr().err
+    root = "--data.init_args.test.voc_val.init_args.data_root=elsewhere/VOCdevkit/VOC2012"
+    assert main(["test", *layers, root]) == 0
+    Path("elsewhere").rename("data")
     layers += ["-c", str(FOLDER / "voc_trainaug.yaml"), "--trainer.max_steps=1"]
     assert main(["fit", *layers, "--trainer.enable_checkpointing=false"]) == 0
 

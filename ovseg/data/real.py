@@ -39,6 +39,7 @@ class MMSegDataset(Stream):
             ignore, never background.
         others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
         limit: Take the first images only.
+        data_root: Where the dataset lies, instead of what ``dataset`` says.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -51,6 +52,7 @@ class MMSegDataset(Stream):
         classes: str = "all",
         others: str = "ignore",
         limit: int | None = None,
+        data_root: str | None = None,
     ) -> None:
         if classes not in ("all", "seen") or others not in OTHERS:
             raise ValueError(
@@ -61,7 +63,8 @@ class MMSegDataset(Stream):
             raise ValueError("the dataset's pipeline is made here: give `transforms` instead")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
-        self.config, self.transforms = dict(dataset), list(transforms or [])
+        root = {} if data_root is None else {"data_root": data_root}
+        self.config, self.transforms = {**dataset, **root}, list(transforms or [])
         self.classes, self.others, self.limit = classes, others, limit
 
     def bind(self, vocabulary: Vocabulary) -> None:
