@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import json
 import logging
 import os
 import sys
@@ -13,6 +14,11 @@ import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
 from lightning.pytorch.loggers import CSVLogger
+
+from ovseg.modules.grounding import GroundingModule
+from ovseg.modules.segmentation import SegmentationModule
+from ovseg.report.terminal import show_grounder, show_segmenter
+from ovseg.results import RESULTS
 
 LINKS = ("vocabulary", "feature_spec", "text_width")
 """Facts of the data that a model must agree with; never a choice, because a link overrides."""
@@ -73,6 +79,19 @@ class CLI(LightningCLI):
     def _then_test(self, ckpt_path: str | None) -> None:
         if self._get(self.config, "then_test"):
             self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path)
+            self.after_test()
+
+    def after_test(self) -> None:
+        """Print the tables of what was scored."""
+        model, path = self.model, Path(self.trainer.default_root_dir) / RESULTS
+        scored = isinstance(model, SegmentationModule | GroundingModule)
+        if not scored or not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+            return
+        results = json.loads(path.read_text(encoding="utf-8"))
+        if isinstance(model, SegmentationModule):
+            show_segmenter(results, model.vocabulary)
+        else:
+            show_grounder(results, type(model.grounder).__name__, model.vocabulary)
 
     def after_predict(self) -> None:
         """Go on while a writer wants more shards, to meet a quota."""

@@ -5,6 +5,7 @@ All values are percentages. A class whose union is empty has none (NaN) and is l
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Sequence
 
@@ -110,8 +111,7 @@ class SegmentationIoU(Metric):
         self._check(predictions, "a prediction")
         if self.ignored:
             self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
-            ignored = torch.isin(labels, labels.new_tensor(self.ignored))
-            labels = labels.masked_fill(ignored, IGNORE)
+            labels = self.scored(labels)
         if indices is None:
             areas = self._count(predictions, labels)
         else:
@@ -123,6 +123,10 @@ class SegmentationIoU(Metric):
         if areas[3].sum() != (labels != IGNORE).sum():  # MMSegmentation drops foreign ids
             self._check(labels.masked_fill(labels == IGNORE, 0), "a label")
         self.areas += areas
+
+    def scored(self, labels: Tensor) -> Tensor:
+        """Return label maps in which every pixel that is not scored is ignored (255)."""
+        return labels.masked_fill(torch.isin(labels, labels.new_tensor(self.ignored)), IGNORE)
 
     def _count(self, predictions: Tensor, labels: Tensor) -> Tensor:
         """Return the areas ``(4, N)`` of label maps of any shape."""
@@ -172,6 +176,29 @@ class SegmentationIoU(Metric):
             areas = dim_zero_cat(self.image_areas).cpu().numpy()
         numbers, first = np.unique(indices, return_index=True)
         return numbers, areas[first]
+
+
+def confusion(predictions: Tensor, labels: Tensor, num_classes: int) -> Tensor:
+    """Count the pixels of each truth and prediction, image by image.
+
+    Args:
+        predictions: ``(B, H, W)`` int64 class ids in 0..N-1.
+        labels: ``(B, H, W)`` int64 class ids in 0..N-1, 255 = ignore.
+        num_classes: N.
+
+    Returns:
+        ``(B, N, N)`` int64: rows are the truth, columns the prediction.
+    """
+    images = torch.arange(len(labels), device=labels.device)[:, None, None]
+    cells = (images * num_classes + labels) * num_classes + predictions
+    shape = (len(labels), num_classes, num_classes)
+    return torch.bincount(cells[labels != IGNORE], minlength=math.prod(shape)).view(shape)
+
+
+def confusion_iou(confusions: Tensor) -> Tensor:
+    """Return IoU in percent ``(..., N)`` from confusions ``(..., N, N)``; NaN of an empty union."""
+    both = confusions.diagonal(dim1=-2, dim2=-1)
+    return 100 * both.double() / (confusions.sum(-1) + confusions.sum(-2) - both)
 
 
 class GroundingIoU(Metric):

@@ -173,7 +173,7 @@ class Protocol:
 def names() -> list[str]:
     """Return the names of the shipped protocols."""
     folder = files("ovseg") / "protocols"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
+    return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
 def words(protocol: Protocol, vocabulary: Vocabulary) -> str:

@@ -1,9 +1,11 @@
-"""The files of a segmenter's test: results, areas of every image, and a table."""
+"""The files of a test: results, a segmenter's areas of every image, and its table."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
 from io import BytesIO
+from pathlib import Path
 
 import numpy as np
 
@@ -13,6 +15,17 @@ RESULTS = "results.json"
 IMAGES = "results_images.npz"
 TABLE = "results.md"
 HEAD = "| method | training data | S | U | H |\n|---|---|---|---|---|\n"
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file and the folders above it, all or nothing."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f"{path.name}.tmp")
+    with partial.open("wb") as file:
+        file.write(content)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(partial, path)
 
 
 def pack_images(

@@ -150,7 +150,24 @@ def test_a_checkpoint_of_another_architecture(stage, capfd):
     assert error.count("\n") == 0 and "another architecture" in error and "segmenter" in error
 
 
-def test_fit_goes_on_with_test_if_asked(stage):
+def test_a_checkpoint_of_other_classes(stage, capfd):
+    save = ["--trainer.enable_checkpointing=true", "--trainer.default_root_dir=run"]
+    assert main(["fit", "-c", stage, *save]) == 0
+    (checkpoint,) = Path("run").rglob("*.ckpt")
+    content = (Path(ovseg.__file__).parent / "vocabularies" / "clipart.yaml").read_text()
+    own = yaml.safe_load(content)
+    own["classes"][1], own["classes"][4] = own["classes"][4], own["classes"][1]
+    Path("own.yaml").write_text(yaml.safe_dump(own))
+    capfd.readouterr()
+    again = ["fit", "-c", stage, DATA + "vocabulary=own.yaml", f"--ckpt_path={checkpoint}"]
+    assert main(again) == 2
+    error = capfd.readouterr().err.strip()
+    assert error.count("\n") == 0 and "trained on 20 classes" in error, error
+    first, other = (own["classes"][n]["key"] for n in (4, 1))
+    assert f"the first that differs is number 2, {first} there and {other} here" in error
+
+
+def test_fit_goes_on_with_test_if_asked(stage, capfd):
     train = config()["data"]["init_args"]["train"]
     scenes = {**train, "init_args": {"size": 6, "seed": 5, "objects": [2]}}
     streams = ["--data.init_args.test", yaml.safe_dump({"drawn": scenes})]
@@ -161,7 +178,10 @@ def test_fit_goes_on_with_test_if_asked(stage):
     one, two = ("--trainer.default_root_dir=one", "--trainer.default_root_dir=two")
     assert main(["fit", "-c", stage, *streams, *save, one, "--then_test", "true"]) == 0
     weights = "--ckpt_path=run/checkpoints/last.ckpt"
-    assert main(["test", "-c", stage, *streams, *save, two, weights]) == 0
+    more = "--trainer.callbacks+=ovseg.callbacks.mistakes.TestMistakes"
+    assert main(["test", "-c", stage, *streams, *save, more, two, weights]) == 0
+    assert Path("two/confusion_drawn.png").is_file() and Path("two/worst_drawn.html").is_file()
+    assert capfd.readouterr().out.count("boat (unseen)") == 2  # a table of each test
     results = [Path(run, "results.json").read_text() for run in ("one", "two")]
     assert results[0] == results[1] and "harmonic" in json.loads(results[0])["drawn"]
     Path("one/results.json").unlink()  # as if it was killed then

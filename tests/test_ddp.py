@@ -187,12 +187,19 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path, stage, fit)
     results, images = [], []
     for world in (1, 2):
         dump = named("acme.callbacks.DumpCounts", folder=str(tmp_path / f"test{world}"))
-        config = configure(tmp_path / "test.yaml", model, [dump], **streams)
-        (alone if world == 1 else run)("test", config, f"--ckpt_path={checkpoint}")
+        mistakes = [named("ovseg.callbacks.mistakes.TestMistakes", worst=5)]
+        callbacks = [dump, *(mistakes if stage is segmentation else [])]
+        config = configure(tmp_path / "test.yaml", model, callbacks, **streams)
+        printed = (alone if world == 1 else run)("test", config, f"--ckpt_path={checkpoint}")
+        if world == 2:  # by one of them
+            titles = [printed.count(t) for t in ("mean over images", "IoU of each class")]
+            assert titles == ([0, 1] if stage is segmentation else [1, 0])
         results.append(json.loads((tmp_path / "results.json").read_text()))
         if stage is segmentation:
             with np.load(tmp_path / "results_images.npz", allow_pickle=False) as arrays:
                 images.append({name: arrays[name].tolist() for name in arrays})
+            names = ("confusion_stored.csv", "confusion_stored.png", "worst_stored.html")
+            images[-1] |= {name: (tmp_path / name).read_bytes() for name in names}
     assert results[0] == results[1]
     if images:  # every image once, whoever scored it
         assert images[0] == images[1]

@@ -14,6 +14,7 @@ from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
 from ovseg.grounders.folder import load_grounder, read_config
 from ovseg.modules.grounding import GroundingModule
+from ovseg.results_grounding import PublishedGrounding
 
 ADAM = functools.partial(torch.optim.Adam, lr=0.03)
 
@@ -107,6 +108,23 @@ def test_test_from_the_folder_writes_results(trained, tmp_path):
         values = list(scores["per_class"].values())
         assert scores["miou"] == pytest.approx(sum(values) / len(values), abs=1e-3)
     assert set(results["unseen"]["per_class"]) <= {"boat", "cat", "flower", "key", "umbrella"}
+
+
+def test_the_table_and_what_was_left_out_before_it_came_here(trained, tmp_path, monkeypatch):
+    folder, _, _ = trained
+    path = write_dataset(tmp_path / "set", data(predict={"data": live_stream(40, seed=4)}))
+    stored = FoundStream(str(path))
+    source = data(test={"two_seen": stored})
+    row = PublishedGrounding(method="A", vocabulary="", columns={"two_seen": 6.5}, source="P")
+    monkeypatch.setattr("ovseg.modules.grounding.published", lambda vocabulary: [row])
+    again = module(source, start=str(folder / "grounder"))
+    quiet_trainer(tmp_path).test(again, source, verbose=False)
+    scores = json.loads((tmp_path / "results.json").read_text())["two_seen"]
+    assert scores["published"] == {"A, mean of splits": 6.5}
+    assert scores["images"] == len(stored) and 0 < stored.excluded
+    assert scores["excluded"] == pytest.approx(stored.excluded, abs=1e-4)
+    own = f"| **NearnessGrounder** | this test | {scores['miou']:.1f} |"
+    assert own in (tmp_path / "results.md").read_text()
 
 
 def test_training_goes_on_from_the_folder(trained, tmp_path):

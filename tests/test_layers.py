@@ -23,9 +23,13 @@ ALLOWED = {
     "modules": OPEN | {"maths", "folder", "modules"},
     "clipart": OPEN | {"clipart"},
     "report": OPEN | {"maths", "report"},
-    "callbacks": OPEN | {"data", "report", "callbacks"},
+    "callbacks": OPEN | {"maths", "data", "report", "callbacks"},
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
+MATHS = (
+    *("losses", "metrics", "controls", "augment", "optim"),
+    *("protocol", "results", "results_grounding"),
+)
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
 TRANSFORMERS = ("annotators", "backbones", "clipart.training", "pretrained")
 MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
@@ -47,7 +51,7 @@ def layer_of(name: str) -> str:
         return "types"
     if rest == "base" or name == "quality":
         return "base"
-    if name in ("losses", "metrics", "controls", "augment", "optim", "protocol", "results"):
+    if name in MATHS:
         return "maths"
     if name in ("grounders.folder", "grounders.card", "grounders.partner", "segmenters.folder"):
         return "folder"

@@ -1,7 +1,14 @@
 import pytest
 import torch
 
-from ovseg.metrics import GroundingIoU, SegmentationIoU, harmonic, mmseg_iou_metric
+from ovseg.metrics import (
+    GroundingIoU,
+    SegmentationIoU,
+    confusion,
+    confusion_iou,
+    harmonic,
+    mmseg_iou_metric,
+)
 from ovseg.structures import IGNORE
 
 
@@ -159,3 +166,16 @@ def test_no_images_of_two_have_no_choice():
     scores = metric.compute()
     assert scores["miou"].item() == 100
     assert scores["choice"].isnan().all()
+
+
+def test_confusions_by_hand():
+    labels = torch.tensor([[[0, 1, 1, IGNORE]], [[2, 2, 0, 0]]])
+    predictions = torch.tensor([[[0, 1, 2, 0]], [[2, 2, 1, 0]]])
+    found = confusion(predictions, labels, 3)
+    assert found.tolist() == [
+        [[1, 0, 0], [0, 1, 1], [0, 0, 0]],
+        [[1, 1, 0], [0, 0, 0], [0, 0, 2]],
+    ]
+    assert confusion_iou(found[0]).tolist() == [100, 50, 0]
+    assert confusion_iou(found.sum(0)).tolist() == pytest.approx([200 / 3, 100 / 3, 200 / 3])
+    assert confusion_iou(found[:1, :1, :1] * 0).isnan().all()

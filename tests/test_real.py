@@ -158,7 +158,14 @@ def test_a_segmenter_is_scored_on_it_at_the_labels_own_sizes(devkit, tmp_path):
     [
         ({"ann_file": "ImageSets/none.txt"}, "no PascalVOCDataset in .*none.txt"),
         ({"data_prefix": {"img_path": "x", "seg_map_path": "y"}}, "no PascalVOCDataset in"),
-        ({"data_prefix": {"img_path": "JPEGImages", "seg_map_path": "y"}}, "3 of the .* missing"),
+        (
+            {"data_prefix": {"img_path": "JPEGImages", "seg_map_path": "y"}},
+            "3 of the .* missing, the first is .*y/p0.png, which belongs to .*JPEGImages/p0.jpg",
+        ),
+        (
+            {"data_prefix": {"img_path": "SegmentationClass", "seg_map_path": "SegmentationClass"}},
+            "3 of the .* missing, the first is .*p0.jpg, which belongs to .*p0.png",
+        ),
         ({"type": "NoSuchDataset"}, "NoSuchDataset"),
         ({"colour": 3}, "colour"),
     ],
@@ -180,7 +187,9 @@ def test_refusals(devkit, tmp_path):
         stream(devkit, dataset=config(devkit, ann_file="ImageSets/Segmentation/none.txt"))
     for name, labels, message in (
         ("shape", np.zeros((5, 5), np.uint8), "same size"),
-        ("ids", np.full((4, 6), 77, np.uint8), "has the id 77"),
+        ("ids", np.array([[77, 0, 21, 255]] * 4, np.uint8).repeat(2, 1)[:, :6], "class: 21, 77; "),
+        ("deep", np.full((4, 6), 300, np.uint16), "deep.png is a picture of mode I;16"),
+        ("rgb", np.zeros((4, 6, 3), np.uint8), "of mode RGB, no label map"),
     ):
         Image.new("RGB", (6, 4)).save(devkit / f"JPEGImages/{name}.jpg")
         Image.fromarray(labels).save(devkit / f"SegmentationClass/{name}.png")

@@ -130,6 +130,21 @@ def test_page_escapes_captions_and_shows_numbers(html):
         assert number in html
 
 
+def test_terminal_shows_every_class_of_a_segmenters_test(vocabulary):
+    scores = {"seen": 60.04, "unseen": None, "harmonic": float("nan"), "background": 91.9}
+    results = {
+        "one": {**scores, "per_class": {"car": 12.34, "boat": 56.78}},
+        "two": {**scores, "per_class": {"car": 90.12}},
+    }
+    console = Console(width=80, file=io.StringIO())
+    terminal.show_segmenter(results, vocabulary, console)
+    rows = [line.strip("│ ").split("│") for line in console.file.getvalue().splitlines()]
+    rows = [[cell.strip() for cell in row] for row in rows if len(row) == 3]
+    assert rows[0] == ["car", "12.3", "90.1"] and len(rows) == 20 + 4
+    assert rows[15] == ["boat (unseen)", "56.8", "–"]  # behind the 15 seen ones
+    assert rows[-4:-1] == [["seen", "60.0", "60.0"], ["unseen", "–", "–"], ["harmonic", "–", "–"]]
+
+
 def test_terminal_shows_every_row(vocabulary):
     console = Console(width=120, file=io.StringIO())
     terminal.show(make_report(vocabulary), console)

@@ -119,6 +119,19 @@ def test_whose_masks_a_stream_teaches(tmp_path, monkeypatch):
     assert scenes.taught_classes() == set(words.seen)
 
 
+def test_weights_of_more_classes_are_refused_before_they_are_loaded():
+    clipart = SegmentationModule(PixelSegmenter, ADAM, vocabulary=Vocabulary.load("clipart"))
+    stuff = SegmentationModule(
+        PixelSegmenter, ADAM, vocabulary=Vocabulary.load("coco_stuff", "zs3")
+    )
+    checkpoint = {}
+    stuff.on_save_checkpoint(checkpoint)
+    stuff.on_load_checkpoint(checkpoint)
+    clipart.on_load_checkpoint({})  # of an older version
+    with pytest.raises(ValueError, match="on 171 classes, .* 'clipart' has 20; .* number 1,"):
+        clipart.on_load_checkpoint(checkpoint)
+
+
 def test_a_protocol_that_contradicts_itself_is_refused():
     with pytest.raises(ValueError, match="background"):
         SegmentationModule(

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -32,11 +33,13 @@ class MMSegDataset(Stream):
     Args:
         dataset: As in MMSegmentation's configs, without a pipeline: ``{type: PascalVOCDataset,
             data_root: ..., ann_file: ..., data_prefix: {img_path: ..., seg_map_path: ...}}``.
-        transforms: Transforms of MMSegmentation between loading and packing, e.g. RandomCrop.
+        transforms: Transforms of MMSegmentation between loading and packing, e.g. RandomCrop; a
+            list of two numbers is given to them as a tuple.
         classes: Whose masks may be used: "all", or "seen", which makes the pixels of unseen classes
             ignore, never background.
         others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
         limit: Take the first images only.
+        data_root: Where the dataset lies, instead of what ``dataset`` says.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -49,6 +52,7 @@ class MMSegDataset(Stream):
         classes: str = "all",
         others: str = "ignore",
         limit: int | None = None,
+        data_root: str | None = None,
     ) -> None:
         if classes not in ("all", "seen") or others not in OTHERS:
             raise ValueError(
@@ -59,7 +63,8 @@ class MMSegDataset(Stream):
             raise ValueError("the dataset's pipeline is made here: give `transforms` instead")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
-        self.config, self.transforms = dict(dataset), list(transforms or [])
+        root = {} if data_root is None else {"data_root": data_root}
+        self.config, self.transforms = {**dataset, **root}, list(transforms or [])
         self.classes, self.others, self.limit = classes, others, limit
 
     def bind(self, vocabulary: Vocabulary) -> None:
@@ -125,6 +130,7 @@ class MMSegDataset(Stream):
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
+        _check_mode(self.dataset.get_data_info(position)["seg_map_path"])
         packed = self.dataset.prepare_data(position)
         sample = packed["data_samples"]
         labels = sample.gt_sem_seg.data[0].long()
@@ -134,24 +140,52 @@ class MMSegDataset(Stream):
                 f"{sample.img_path} is {tuple(image.shape[1:])}, its label map "
                 f"{tuple(labels.shape)}: they must have the same size"
             )
-        wrong = (labels >= self.count) & (labels != IGNORE)
-        if wrong.any():
+        wrong = labels[(labels >= self.count) & (labels != IGNORE)].unique()
+        if len(wrong):
+            first = int(self.dataset.reduce_zero_label)  # the file's id of the first class
+            ids = ", ".join(str(i + first) for i in wrong.tolist())
             raise ValueError(
-                f"{sample.seg_map_path} has the id {int(labels[wrong][0])}; the dataset has "
-                f"{self.count} classes and {IGNORE} for ignore"
+                f"{sample.seg_map_path} has ids of no class: {ids}; those of the dataset's "
+                f"{self.count} classes are {first}..{self.count - 1 + first}, {IGNORE} is ignore"
             )
         return image, self.table[labels]
 
     def _check_files(self) -> None:
-        missing = [
-            info[key]
-            for info in map(self.dataset.get_data_info, range(self.size))
-            for key in ("img_path", "seg_map_path")
-            if not Path(info.get(key) or "?").is_file()
-        ]
-        if missing:
+        infos = [self.dataset.get_data_info(position) for position in range(self.size)]
+        for key, other in (("img_path", "seg_map_path"), ("seg_map_path", "img_path")):
+            lost = [i for i in infos if not Path(i.get(key) or "?").is_file()]
+            if lost:
+                first = lost[0]
+                raise FileNotFoundError(
+                    f"{len(lost)} of the dataset's files are missing, the first is "
+                    f"{first.get(key)}, which belongs to {first.get(other)}"
+                )
+        alone = sorted(self._maps().difference(Path(i["seg_map_path"]) for i in infos))
+        if alone and self.limit is None:
             raise FileNotFoundError(
-                f"{len(missing)} of the dataset's files are missing, the first is {missing[0]}"
+                f"{len(alone)} of the dataset's label maps have no image, the first is {alone[0]}: "
+                "add the images, or give a list of names (ann_file)"
+            )
+
+    def _maps(self) -> set[Path]:
+        """Return the label maps of a dataset that takes all files of its folders; else none."""
+        if Path(self.dataset.ann_file or ".").is_file():
+            return set()
+        folder = Path(self.dataset.data_prefix["seg_map_path"])
+        return set(folder.rglob(f"*{self.dataset.seg_map_suffix}"))
+
+
+def _check_mode(path: str) -> None:
+    """Refuse a label map that is not one byte per pixel, which would be read as other ids.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    with Image.open(path) as picture:
+        if picture.mode not in ("1", "L", "P"):
+            raise ValueError(
+                f"{path} is a picture of mode {picture.mode}, no label map: save the class ids as "
+                "8-bit grey levels or palette indices"
             )
 
 
@@ -165,7 +199,7 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
         pipeline = [
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},
-            *(dict(step) for step in transforms),
+            *({key: _pair(value) for key, value in step.items()} for step in transforms),
             {"type": "PackSegInputs"},
         ]
         with DefaultScope.overwrite_default_scope("mmseg"):
@@ -180,6 +214,12 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
                 raise ValueError(
                     f"cannot build the dataset {dict(dataset)} (is it empty?): {error}"
                 ) from None
+
+
+def _pair(value: Any) -> Any:
+    """Return a YAML list of two numbers as a tuple: sizes and ranges have to be ones."""
+    is_pair = isinstance(value, list) and len(value) == 2
+    return tuple(value) if is_pair and all(isinstance(v, int | float) for v in value) else value
 
 
 def _what(error: Exception, dataset: Mapping[str, Any]) -> str:

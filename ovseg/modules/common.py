@@ -12,7 +12,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 
 from ovseg.kept import check_replaceable
-from ovseg.results import RESULTS
+from ovseg.results import RESULTS, write_file
 from ovseg.vocabulary import Vocabulary
 
 
@@ -40,13 +40,7 @@ def write_output(module: LightningModule, name: str, content: bytes) -> Path:
     """Write a file into the trainer's default_root_dir, from rank 0, all or nothing."""
     path = Path(module.trainer.default_root_dir) / name
     if module.trainer.is_global_zero and not module.trainer.fast_dev_run:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_suffix(".tmp")
-        with partial.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        write_file(path, content)
     return path
 
 

@@ -15,9 +15,11 @@ from ovseg import controls
 from ovseg.grounders.base import Grounder
 from ovseg.grounders.folder import load_grounder, save_grounder
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
-from ovseg.modules.common import check_output, stream_names
+from ovseg.modules.common import check_output, stream_names, write_output, write_results
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
 from ovseg.modules.scored import ScoredModule
+from ovseg.results import TABLE
+from ovseg.results_grounding import published, table
 from ovseg.structures import (
     Batch,
     Entities,
@@ -34,7 +36,8 @@ class GroundingModule(ScoredModule):
     """Train a grounder on the masks of the entities that the annotator found.
 
     `fit` ends by writing the grounder folder, which the other stages load. `test` writes
-    results.json: per stream the scores of `GroundingScores`.
+    results.json: per stream the scores of `GroundingScores`, and others' where there are any under
+    `published`; beside it results.md, a table of all.
 
     Args:
         grounder: Makes the grounder from the backbone's feature spec and text width.
@@ -224,6 +227,19 @@ class GroundingModule(ScoredModule):
                     self.log(f"{kind}/{name}/{key}", results[name][key], sync_dist=True)
         return results
 
+    def on_test_epoch_end(self) -> None:
+        """Write the table and, last, results.json."""
+        results = self.report("test")
+        for name, stream in self.trainer.datamodule.test.items():
+            excluded = getattr(stream, "excluded", 0.0)  # before they came here
+            results[name]["excluded"] = 1 - (1 - excluded) * (1 - results[name]["excluded"])
+        method = type(self.grounder).__name__
+        write_output(self, TABLE, table(results, method, self.vocabulary).encode())
+        for row in published(self.vocabulary):
+            for name in results.keys() & row.columns.keys():
+                results[name].setdefault("published", {})[row.label] = row.columns[name]
+        write_results(self, results)
+
     def on_fit_end(self) -> None:
         """Write the grounder folder."""
         self._save()
@@ -240,11 +256,13 @@ class GroundingModule(ScoredModule):
             save_grounder(self.grounder, self.output, backbone, self.vocabulary)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the threshold: it is no tensor of the state dict."""
+        """Keep the threshold too: it is no tensor of the state dict."""
+        super().on_save_checkpoint(checkpoint)
         checkpoint["threshold"] = float(self.grounder.threshold)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Restore the threshold."""
+        super().on_load_checkpoint(checkpoint)
         self.grounder.threshold = checkpoint.get("threshold", self.grounder.threshold)
 
 

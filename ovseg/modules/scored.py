@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from itertools import zip_longest
 from typing import Any
 
 from lightning.pytorch import LightningModule
@@ -59,6 +60,30 @@ class ScoredModule(LightningModule):
         """Check the training stream before anything is learnt from it."""
         if stage == "fit":
             self.check_leak("train", getattr(self.trainer.datamodule, "train", None))
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep the classes: their order is what the weights mean."""
+        checkpoint["classes"] = [c.key for c in self.vocabulary.classes]
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights that were trained on other classes.
+
+        Raises:
+            ValueError: If they were.
+        """
+        here = [c.key for c in self.vocabulary.classes]
+        there = checkpoint.get("classes", here)
+        if there != here:
+            pairs = zip_longest(there, here, fillvalue="none")
+            number, (theirs, ours) = next(
+                (n, pair) for n, pair in enumerate(pairs, start=1) if pair[0] != pair[1]
+            )
+            raise ValueError(
+                f"the checkpoint was trained on {len(there)} classes, vocabulary "
+                f"{self.vocabulary.name!r} has {len(here)}; the first that differs is number "
+                f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
+                "training"
+            )
 
     @abstractmethod
     def report(self, kind: str) -> dict[str, dict]:

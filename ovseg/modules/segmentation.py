@@ -108,8 +108,8 @@ class SegmentationModule(ScoredModule):
         """Score a batch of a validation stream."""
         self.scores["val"][dataloader_idx].update(self.predict_step(batch, 0), batch.labels)
 
-    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of a test stream, and keep the areas of each image.
+    def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
+        """Score a batch of a test stream, keep the areas of each image, return the label maps.
 
         Raises:
             ValueError: If the images have not the protocol's size.
@@ -120,8 +120,9 @@ class SegmentationModule(ScoredModule):
                 f"protocol {self.protocol.name} scores images of {size} x {size} pixels, those of "
                 f"the test stream have {found[0]} x {found[1]}"
             )
-        metric = self.scores["test"][dataloader_idx]
-        metric.update(self.predict_step(batch, 0), batch.labels, batch.indices)
+        predictions = self.predict_step(batch, 0)
+        self.scores["test"][dataloader_idx].update(predictions, batch.labels, batch.indices)
+        return predictions
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of each image, of classes that may be predicted."""

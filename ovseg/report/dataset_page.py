@@ -136,10 +136,10 @@ def bin_names(bounds: Sequence[str]) -> list[str]:
     return [f"< {bounds[0]}", *between, f"≥ {bounds[-1]}"]
 
 
-def thumbnail(image: Image.Image) -> str:
-    """Return an RGB image as a data URI, made smaller if it is larger than a thumbnail."""
+def thumbnail(image: Image.Image, side: int = THUMBNAIL) -> str:
+    """Return an RGB image as a data URI, made smaller if its longest side is more than that."""
     small = image.copy()
-    small.thumbnail((THUMBNAIL, THUMBNAIL))
+    small.thumbnail((side, side))
     return _webp(small, quality=80)
 
 

@@ -1,11 +1,15 @@
-"""Tables in a terminal: those of a report, and of what a filter left of a dataset."""
+"""Tables in a terminal: those of a report, of a test, and of what a filter left of a dataset."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
 
 from rich.console import Console
 from rich.table import Table
 
 from ovseg.report import numbers
+from ovseg.results_grounding import AVERAGES, facts, published, rows
+from ovseg.vocabulary import Vocabulary
 
 
 def show(report: dict, console: Console | None = None) -> None:
@@ -22,6 +26,58 @@ def show(report: dict, console: Console | None = None) -> None:
     console.print(
         _table("Segmenter, mIoU", list(numbers.SCORES), numbers.segmentation_rows(report))
     )
+
+
+def show_segmenter(
+    results: Mapping[str, Mapping], vocabulary: Vocabulary, console: Console | None = None
+) -> None:
+    """Print what a test of a segmenter gave: a column per stream, a row per class.
+
+    Args:
+        results: Per stream, as results.json has them.
+        vocabulary: Classes and split; seen classes come first.
+        console: Where to print.
+    """
+    names = {vocabulary[i].key: vocabulary[i].name for i in (*vocabulary.seen, *vocabulary.unseen)}
+    unseen = {vocabulary[i].key for i in vocabulary.unseen}
+    table = _table("Segmenter, IoU of each class in percent", list(results), ())
+    for key, name in names.items():
+        cells = [numbers.percent(scores["per_class"].get(key)) for scores in results.values()]
+        table.add_row(f"{name} (unseen)" if key in unseen else name, *cells)
+    table.add_section()
+    for key in numbers.SCORES:
+        table.add_row(key, *(numbers.percent(scores[key]) for scores in results.values()))
+    (console or Console()).print(table)
+
+
+def show_grounder(
+    results: Mapping[str, Mapping],
+    method: str,
+    vocabulary: Vocabulary,
+    console: Console | None = None,
+) -> None:
+    """Print what a test of a grounder gave: others' rows, its own, its controls, per stream.
+
+    Args:
+        results: Per stream, as results.json has them.
+        method: Name of its own row.
+        vocabulary: Classes and split.
+        console: Where to print.
+    """
+    console = console or Console()
+    head, others = [name.replace("_", " ") for name in results], published(vocabulary)
+    bodies = {
+        f"Grounding, mIoU in percent, {title}": rows(results, method, key, others)
+        for key, title in AVERAGES.items()
+    }
+    for title, body in {**bodies, "Beside it": facts(results)}.items():
+        table, before = _table(title, head, ()), None
+        for name, whose, values in body:
+            if whose != before:  # others' rows, its own, its controls
+                table.add_section()
+            table.add_row(name, *map(numbers.percent, values))
+            before = whose
+        console.print(table)
 
 
 def show_yield(title: str, numbers: dict, console: Console | None = None, rows: int = 10) -> None:
