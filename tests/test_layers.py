@@ -18,7 +18,7 @@ ALLOWED = {
     "grounders": OPEN | {"grounders"},
     "folder": OPEN | {"folder"},  # grounder folders: what stages 3 and the pipeline load
     "annotators": OPEN | {"annotators", "folder"},
-    "segmenters": OPEN | {"segmenters"},
+    "segmenters": OPEN | {"maths", "segmenters"},
     "data": OPEN | {"data"},
     "modules": OPEN | {"maths", "folder", "modules"},
     "clipart": OPEN | {"clipart"},
@@ -27,7 +27,16 @@ ALLOWED = {
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
-TRANSFORMERS = ("annotators", "backbones", "clipart.training", "pretrained")
+TRANSFORMERS = (
+    "annotators",
+    "backbones",
+    "segmenters.transformers",
+    "clipart.training",
+    "pretrained",
+    "checkpoint",
+)
+MATHS = ("losses", "losses_segmentation", "metrics", "controls", "augment", "augment_mmseg")
+MATHS += ("inference", "optim", "protocol", "results")
 MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
 
 
@@ -44,9 +53,9 @@ def layer_of(name: str) -> str:
     package, _, rest = name.partition(".")
     if name in ("", "structures", "vocabulary", "errors", "embedded", "hub", "pretrained"):
         return "types"
-    if rest == "base" or name == "quality":
+    if rest == "base" or name in ("quality", "checkpoint"):
         return "base"
-    if name in ("losses", "metrics", "controls", "augment", "optim", "protocol", "results"):
+    if name in MATHS:
         return "maths"
     if name in ("grounders.folder", "grounders.card", "grounders.partner"):
         return "folder"
