@@ -37,7 +37,7 @@ TRANSFORMERS = (
 )
 MATHS = ("losses", "losses_segmentation", "metrics", "controls", "augment", "augment_mmseg")
 MATHS += ("inference", "optim", "protocol", "results")
-MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
+MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics", "augment_mmseg")
 
 
 def modules() -> dict[str, Path]:
