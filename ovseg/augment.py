@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 
 import numpy as np
 import torch
@@ -10,7 +11,27 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Augmentation(nn.Module):
+class Views(nn.Module, ABC):
+    """Makes random views; each is a function of the maker's seed, a step and a rank."""
+
+    @abstractmethod
+    def forward(
+        self, images: Tensor, labels: Tensor, step: int, rank: int = 0
+    ) -> tuple[Tensor, Tensor]:
+        """Return views of a batch.
+
+        Args:
+            images: ``(B, 3, H, W)`` uint8 RGB.
+            labels: ``(B, H, W)`` int64, 255 = ignore.
+            step: Number of the training step.
+            rank: Number of the process.
+
+        Returns:
+            Images in 0..255 and labels; their height and width may be others.
+        """
+
+
+class Augmentation(Views):
     """Turn, shift, scale, mirror and recolour, each image in its own way.
 
     A view is a function of (seed, step, rank). Labels are never interpolated; what comes into view

@@ -1,4 +1,4 @@
-"""Losses of a grounding module."""
+"""Losses of masks, of names being there, and of a grounding module."""
 
 from __future__ import annotations
 
@@ -42,6 +42,27 @@ def mask_dice(logits: Tensor, targets: Tensor, pixels: Tensor) -> Tensor:
     overlap = (probabilities * targets).sum(dim=(2, 3))
     total = probabilities.sum(dim=(2, 3)) + targets.sum(dim=(2, 3))
     return 1 - (2 * overlap + 1) / (total + 1)
+
+
+def mask_focal(
+    logits: Tensor, targets: Tensor, pixels: Tensor, alpha: float = 0.25, gamma: float = 2.0
+) -> Tensor:
+    """Return the focal loss of each mask, averaged over its counted pixels (arXiv 1708.02002).
+
+    Args:
+        logits: ``(B, K, H, W)``.
+        targets: ``(B, K, H, W)`` float in {0, 1}.
+        pixels: ``(B, 1, H, W)`` bool; False is ignored.
+        alpha: Weight of the pixels of the mask; the others have 1 - alpha.
+        gamma: Exponent that weakens what is right already.
+
+    Returns:
+        ``(B, K)``.
+    """
+    loss = F.binary_cross_entropy_with_logits(logits, targets, reduction="none")
+    weights = alpha * targets + (1 - alpha) * (1 - targets)
+    loss = weights * loss * (targets - logits.sigmoid()).abs() ** gamma
+    return (loss * pixels).sum(dim=(2, 3)) / pixels.sum(dim=(2, 3)).clamp(min=1)
 
 
 def grounding_loss(

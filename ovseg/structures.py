@@ -208,6 +208,8 @@ class Batch:
         requests: The B requests; empty for real images.
         images: ``(B, 3, H, W)`` uint8 RGB.
         labels: ``(B, H, W)`` int64 class ids, 0 background, 255 ignore.
+        sizes: ``(B, 2)`` int64 height and width of each image before it was padded at the right and
+            at the bottom; None if none was.
         found: ``(B, K)`` bool: entity was found by the annotator.
         latents: ``(B, S, C, h, w)``, see `DiffusionSample`.
         timesteps: ``(S,)``.
@@ -221,6 +223,7 @@ class Batch:
     requests: list[Request] = field(default_factory=list)
     images: Tensor | None = None
     labels: Tensor | None = None
+    sizes: Tensor | None = None
     found: Tensor | None = None
     latents: Tensor | None = None
     timesteps: Tensor | None = None

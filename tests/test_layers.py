@@ -18,7 +18,7 @@ ALLOWED = {
     "grounders": OPEN | {"grounders"},
     "folder": OPEN | {"folder"},  # what a stage writes and a later one loads
     "annotators": OPEN | {"annotators", "folder"},
-    "segmenters": OPEN | {"segmenters"},
+    "segmenters": OPEN | {"maths", "segmenters"},
     "data": OPEN | {"data"},
     "modules": OPEN | {"maths", "folder", "modules"},
     "clipart": OPEN | {"clipart"},
@@ -31,8 +31,17 @@ MATHS = (
     *("protocol", "results", "results_grounding"),
 )
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
-TRANSFORMERS = ("annotators", "backbones", "clipart.training", "pretrained")
-MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics")
+TRANSFORMERS = (
+    "annotators",
+    "backbones",
+    "segmenters.transformers",
+    "clipart.training",
+    "pretrained",
+    "checkpoint",
+)
+MATHS = ("losses", "losses_segmentation", "metrics", "controls", "augment", "augment_mmseg")
+MATHS += ("inference", "optim", "protocol", "results")
+MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics", "augment_mmseg")
 
 
 def modules() -> dict[str, Path]:
@@ -49,7 +58,7 @@ def layer_of(name: str) -> str:
     types = ("structures", "vocabulary", "errors", "embedded", "hub", "pretrained", "kept")
     if name in ("", *types, "photos"):
         return "types"
-    if rest == "base" or name == "quality":
+    if rest == "base" or name in ("quality", "checkpoint"):
         return "base"
     if name in MATHS:
         return "maths"

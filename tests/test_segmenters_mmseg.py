@@ -1,11 +1,16 @@
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import save_file
 
 from ovseg.errors import mmseg_hint
+from ovseg.losses_segmentation import Bootstrapped, CrossEntropy
 from ovseg.segmenters.mmseg import MMSegSegmenter
+
+CONFIGS = Path(__file__).parents[1] / "configs" / "segmenters"
 
 NORM = {"type": "SyncBN"}
 
@@ -78,7 +83,7 @@ def test_loss_is_the_heads_cross_entropy_over_the_pixels_that_count(segmenter, i
     labels[:, :20] = 255
     net = segmenter.model
     with torch.no_grad():
-        maps = net.extract_feat((images.float() - segmenter.mean) / segmenter.std)
+        maps = net.extract_feat(segmenter.normalise(images))
         total = 0.0
         for head, weight in ((net.decode_head, 1.0), (net.auxiliary_head, 0.4)):
             logits = torch.nn.functional.interpolate(head(maps), (32, 48), mode="bilinear")
@@ -170,3 +175,95 @@ def test_a_missing_system_library_is_named():
     hint = mmseg_hint(ImportError("libGL.so.1: cannot open shared object file"))
     assert "libgl1" in hint and "\n" not in hint
     assert "onedl-mmsegmentation" in mmseg_hint(ImportError("No module named 'mmseg'"))
+
+
+SWIN = 28_288_354 - 769_000 - 1_536 + 2_880  # Swin-T less its classifier, more four output norms
+STEM = 864 + 9_216 + 18_432 + 64 + 64 + 128 - 9_408 - 128  # three convolutions for one of 7 x 7
+PUBLISHED = {  # backbones less their classifiers (2048 x 1000 + 1000), and MMSegmentation's config
+    "fcn_r50": (25_557_032 - 2_049_000 + STEM, "fcn/fcn_r50-d8_4xb4-20k_voc12aug-512x512.py"),
+    "deeplabv3_r101": (
+        44_549_160 - 2_049_000 + STEM,
+        "deeplabv3/deeplabv3_r101-d8_4xb4-20k_voc12aug-512x512.py",
+    ),
+    "deeplabv3plus_r101": (
+        44_549_160 - 2_049_000 + STEM,
+        "deeplabv3plus/deeplabv3plus_r101-d8_4xb4-20k_voc12aug-512x512.py",
+    ),
+    "upernet_swin_tiny": (
+        SWIN,
+        "swin/swin-tiny-patch4-window7-in1k-pre_upernet_8xb2-160k_ade20k-512x512.py",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", PUBLISHED)
+def test_shipped_configurations_are_the_published_ones(name):
+    """Built as MMSegmentation's own configuration is; it needs no compiled operator."""
+    import mmseg
+
+    count, config = PUBLISHED[name]
+    parts = yaml.safe_load((CONFIGS / f"{name}.yaml").read_text())["init_args"]
+    net = MMSegSegmenter(21, **parts)
+    with pytest.warns(UserWarning, match="are not fetched"):
+        theirs = MMSegSegmenter(
+            21, config=str(Path(mmseg.__file__).parent / ".mim/configs" / config)
+        )
+    assert sum(p.numel() for p in net.model.backbone.parameters()) == count
+    assert str(net.model) == str(theirs.model)
+    images, labels = torch.zeros(2, 3, 64, 64).byte(), torch.zeros(2, 64, 64).long()
+    if "r101" in name:
+        with torch.no_grad():
+            assert net.eval()(images).shape == (2, 21, 64, 64)
+    else:
+        net.loss(images, labels).backward()
+        assert all(p.grad is not None for p in net.parameters())
+
+
+def test_a_loss_of_ones_own_takes_the_place_of_every_heads(segmenter, images):
+    labels = torch.randint(0, 4, (2, 32, 48), generator=torch.Generator().manual_seed(1))
+    labels[:, :20] = 255
+    state = segmenter.state_dict()
+    for loss in (CrossEntropy(), Bootstrapped(0.6)):
+        net = MMSegSegmenter(4, model=model(), loss=loss).eval()
+        net.load_state_dict(state)
+        with torch.no_grad():
+            maps = net.model.extract_feat(net.normalise(images))
+            total = 0.0
+            for head, weight in ((net.model.decode_head, 1.0), (net.model.auxiliary_head, 0.4)):
+                logits = torch.nn.functional.interpolate(head(maps), (32, 48), mode="bilinear")
+                total += weight * loss(logits, labels).item()
+            assert net.loss(images, labels).item() == pytest.approx(total, rel=1e-5)
+            if isinstance(loss, CrossEntropy):
+                assert segmenter.loss(images, labels).item() == pytest.approx(total, rel=1e-5)
+            assert net.loss(images, torch.full_like(labels, 255)).item() == 0
+
+
+def test_what_has_no_place_for_a_loss_is_named():
+    sampled = model()
+    sampled["decode_head"]["sampler"] = {"type": "OHEMPixelSampler", "thresh": 0.7}
+    with pytest.raises(ValueError, match="ASPPHead chooses its pixels by a sampler"):
+        MMSegSegmenter(4, model=sampled, loss=CrossEntropy())
+
+
+@pytest.mark.parametrize(
+    ("operator", "part", "changes"),
+    [
+        ("PSAMask", "decode_head", {"type": "PSAHead", "mask_size": (5, 5), "dilations": None}),
+        ("CrissCrossAttention", "decode_head", {"type": "CCHead", "dilations": None}),
+        (
+            "DCNv2",
+            "backbone",
+            {"depth": 50, "dcn": {"type": "DCNv2"}, "stage_with_dcn": (False, True)},
+        ),
+    ],
+)
+def test_a_missing_compiled_operator_is_named(operator, part, changes):
+    import importlib.util
+
+    if importlib.util.find_spec("mmcv._ext"):
+        pytest.skip("mmcv has them here")
+    wanted = model()
+    wanted[part] = {k: v for k, v in {**wanted[part], **changes}.items() if v is not None}
+    with pytest.raises(ValueError, match=rf"compiled operator of mmcv, {operator}, .*install") as e:
+        MMSegSegmenter(4, model=wanted)
+    assert "\n" not in str(e.value)

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ovseg.annotators.base import Annotator
-from ovseg.annotators.checkpoint import Checkpoint
+from ovseg.checkpoint import Checkpoint
 from ovseg.vocabulary import Vocabulary
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ovseg.annotators.assemble import Instances, from_instances
 from ovseg.annotators.base import Annotator
-from ovseg.annotators.checkpoint import Checkpoint
+from ovseg.checkpoint import Checkpoint
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
 

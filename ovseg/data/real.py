@@ -26,7 +26,7 @@ class MMSegDataset(Stream):
     """A dataset of MMSegmentation, its classes mapped to the vocabulary's by their names.
 
     Images of a batch keep their size: smaller ones are padded at the right and at the bottom, and
-    the padding is ignored. For scores that no padding touches take batches of one.
+    the padding is ignored. Tests predict each without its padding.
 
     Random transforms draw from numpy's global generator, which `seed_everything` seeds.
 
@@ -118,6 +118,7 @@ class MMSegDataset(Stream):
             indices=torch.as_tensor(list(positions), dtype=torch.long),
             images=torch.stack([grown(image, 0) for image, _ in pairs]),
             labels=torch.stack([grown(labels, IGNORE) for _, labels in pairs]),
+            sizes=torch.tensor([labels.shape for _, labels in pairs]),
         )
 
     def _id_of(self, name: str) -> int:

@@ -78,6 +78,8 @@ def check_output(folder: str | Path, what: str) -> None:
 def _plain(value: Any) -> Any:
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_plain(item) for item in value]
     if isinstance(value, int) or value is None or isinstance(value, str):
         return value
     number = float(value)

@@ -8,7 +8,9 @@ import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor, nn
 
-from ovseg.augment import Augmentation
+from ovseg.augment import Views
+from ovseg.inference import Inference
+from ovseg.losses_segmentation import ignore_borders
 from ovseg.metrics import SegmentationIoU
 from ovseg.modules.common import by_class, check_output, stream_names, write_output, write_results
 from ovseg.modules.scored import ScoredModule
@@ -41,12 +43,15 @@ class SegmentationModule(ScoredModule):
         score_background: Score pixels whose truth is background (the default); else they are
             ignored.
         unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
+        inference: How whole images are seen; None sees each at once, mirrored too if the protocol
+            says so.
+        ignore_band: Pixels on each side of a label's border that training ignores.
         output: Folder to write the trained segmenter to at the end of `fit`; it can label images
             (`ovseg.annotators.mmseg`).
 
     Raises:
-        ValueError: If the protocol is unknown, contradicts another argument or itself, or is one
-            of other classes or another split than the data module's.
+        ValueError: If ignore_band is negative, or the protocol is unknown, contradicts another
+            argument or itself, or is one of other classes or another split than the data module's.
     """
 
     def __init__(
@@ -55,18 +60,25 @@ class SegmentationModule(ScoredModule):
         optimizer: OptimizerCallable,
         lr_scheduler: LRSchedulerCallable | None = None,
         vocabulary: Vocabulary | None = None,
-        augment: Augmentation | None = None,
+        augment: Views | None = None,
         protocol: str | None = None,
         background_in_mean: bool | None = None,
         score_background: bool | None = None,
         unseen_masks: bool = False,
+        inference: Inference | None = None,
+        ignore_band: int = 0,
         output: str | None = None,
     ) -> None:
         super().__init__(optimizer, lr_scheduler, vocabulary, unseen_masks)
         self.augment, self.output = augment, output
+        if ignore_band < 0:
+            raise ValueError(f"ignore_band must be >= 0, got {ignore_band}")
+        self.ignore_band = ignore_band
         asked = {"background_in_mean": background_in_mean, "score_background": score_background}
+        asked["flips"] = None if inference is None else inference.flips
         self.protocol = _protocol(protocol, self.vocabulary, asked)
         self.unseen_masks |= self.protocol.allows_unseen_masks
+        self.inference = inference or Inference(flips=self.protocol.flips)
         self.silent = self.protocol.silent(self.vocabulary)
         self.segmenter = segmenter(self.vocabulary.num_classes)
         self.scores = nn.ModuleDict()
@@ -100,7 +112,7 @@ class SegmentationModule(ScoredModule):
         images, labels = batch.images, batch.labels
         if self.augment is not None:
             images, labels = self.augment(images, labels, self.global_step, self.global_rank)
-        loss = self.segmenter.loss(images, labels)
+        loss = self.segmenter.loss(images, ignore_borders(labels, self.ignore_band))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
@@ -125,10 +137,22 @@ class SegmentationModule(ScoredModule):
         return predictions
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
-        """Return the label map ``(B, H, W)`` of each image, of classes that may be predicted."""
-        logits = self.segmenter(batch.images)
-        if self.protocol.flips:
-            logits = (logits + self.segmenter(batch.images.flip(3)).flip(3)) / 2
+        """Return the label map ``(B, H, W)`` of each image, of classes that may be predicted.
+
+        An image that was padded is seen without its padding, whose label is 0 here.
+        """
+        images = batch.images
+        whole = tuple(images.shape[-2:])
+        sizes = [whole] if batch.sizes is None else [tuple(size) for size in batch.sizes.tolist()]
+        if set(sizes) == {whole}:
+            return self._label_map(images)
+        maps = images.new_zeros(len(images), *whole, dtype=torch.long)
+        for image, label_map, (height, width) in zip(images, maps, sizes, strict=True):
+            label_map[:height, :width] = self._label_map(image[None, :, :height, :width])[0]
+        return maps
+
+    def _label_map(self, images: Tensor) -> Tensor:
+        logits = self.inference(self.segmenter, images)
         if self.silent:
             silent = torch.tensor(self.silent, device=logits.device)
             logits = logits.index_fill(1, silent, -torch.inf)
@@ -182,6 +206,7 @@ class SegmentationModule(ScoredModule):
             self.log_dict(logged, sync_dist=True, batch_size=1)
             classes = by_class(scores.pop("per_class"), self.vocabulary)
             choices = {"protocol": facts, "unseen_masks": self.unseen_masks}
+            choices["inference"] = self.inference.describe()
             results[name] = {**scores, "per_class": classes, **choices}
         return results
 

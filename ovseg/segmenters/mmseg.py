@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 import logging
-import pickle
+import re
 import warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -22,11 +22,17 @@ from torch import Tensor, nn
 
 from ovseg.embedded import locate
 from ovseg.errors import importing_mmseg
+from ovseg.losses_segmentation import PixelLoss
 from ovseg.segmenters.base import Segmenter
+from ovseg.segmenters.mmseg_losses import replace_losses
+from ovseg.segmenters.mmseg_weights import load_backbone, load_network
+from ovseg.segmenters.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from ovseg.structures import IGNORE
 
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
+EMBEDDED_BACKBONE = "backbone.safetensors"
+UNBUILT = (KeyError, TypeError, AssertionError, AttributeError, ValueError)
+COMPILED = re.compile(r"for (\w+) ops|'(DCN(?:v2)?)'")
+"""How mmcv, or a config, names a compiled operator."""
 
 
 class MMSegSegmenter(Segmenter):
@@ -40,11 +46,13 @@ class MMSegSegmenter(Segmenter):
         model: Model dict as in MMSegmentation's configs (`type: EncoderDecoder` ...).
         config: Path of an MMSegmentation config file, instead of `model`.
         checkpoint: Weights of the whole network: safetensors, or a torch file of tensors alone.
-        pretrained: Weights of the backbone alone, in the same formats, or "clipart", the embedded
-            ones of the clip-art world's segmenter.
+        pretrained: Weights of the backbone alone: a file in the same formats, its URL, a name of
+            MMEngine's table such as "open-mmlab://resnet50_v1c", or "clipart", the embedded ones of
+            the clip-art world's segmenter.
         upscale: Factor by which the input is enlarged first (small images on a stride of 8).
         mean: RGB mean that is subtracted, in 0..255.
         std: RGB standard deviation that is divided by.
+        loss: Loss of the label map in the place of every head's own, which keeps its weight.
 
     Raises:
         ValueError: If not exactly one of model and config is given, the network cannot be built, or
@@ -62,6 +70,7 @@ class MMSegSegmenter(Segmenter):
         upscale: int = 1,
         mean: Sequence[float] = IMAGENET_MEAN,
         std: Sequence[float] = IMAGENET_STD,
+        loss: PixelLoss | None = None,
     ) -> None:
         super().__init__(num_classes)
         if (model is None) == (config is None):
@@ -78,27 +87,26 @@ class MMSegSegmenter(Segmenter):
             "std": [float(value) for value in std],
         }
         self.upscale = upscale
-        self.register_buffer("mean", torch.tensor(mean).view(3, 1, 1), persistent=False)
-        self.register_buffer("std", torch.tensor(std).view(3, 1, 1), persistent=False)
+        self.normalise = Normalise(mean, std)
         self.model = _build(cfg)
+        if loss is not None:
+            replace_losses(self.model, loss)
         if pretrained is not None:
-            pretrained = str(locate(pretrained, "backbone.safetensors"))
-            prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
-            _load_weights(self.model.backbone, pretrained, prefixes, extra=("fc.",))
+            source = pretrained if "://" in pretrained else locate(pretrained, EMBEDDED_BACKBONE)
+            load_backbone(self.model.backbone, str(source))
         if checkpoint is not None:
-            prefixes = ("segmenter.model.", "model.")
-            _load_weights(self.model, checkpoint, prefixes, extra=("auxiliary_head.",))
+            load_network(self.model, checkpoint)
         if dropped and checkpoint is None and pretrained is None:
             warnings.warn(
                 f"the config names pretrained weights ({', '.join(dropped)}), which are not "
-                "fetched: give their file as `pretrained`, or train from scratch",
+                "fetched: give them, or their file, as `pretrained`, or train from scratch",
                 stacklevel=2,
             )
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
         height, width = images.shape[-2:]
-        inputs = self._normalise(images)
+        inputs = self._inputs(images)
         test_cfg = self.model.test_cfg or {}
         # MMSegmentation resizes logits to img_shape: the original size, whatever the upscale.
         shape = (height, width)
@@ -124,7 +132,7 @@ class MMSegSegmenter(Segmenter):
             sample = SegDataSample(metainfo={"img_shape": shape, "ori_shape": shape})
             sample.gt_sem_seg = PixelData(data=label[None])
             samples.append(sample)
-        losses = self.model.loss(self._normalise(images), samples)
+        losses = self.model.loss(self._inputs(images), samples)
         return torch.stack(
             [
                 part.mean()
@@ -134,8 +142,8 @@ class MMSegSegmenter(Segmenter):
             ]
         ).sum()
 
-    def _normalise(self, images: Tensor) -> Tensor:
-        inputs = (images.float() - self.mean) / self.std
+    def _inputs(self, images: Tensor) -> Tensor:
+        inputs = self.normalise(images)
         if self.upscale > 1:
             inputs = F.interpolate(
                 inputs, scale_factor=self.upscale, mode="bilinear", align_corners=False
@@ -228,9 +236,8 @@ def _build(cfg: dict) -> nn.Module:
         init_default_scope("mmseg")
         try:
             model = MODELS.build(ConfigDict(copy.deepcopy(cfg)))
-        except (KeyError, TypeError, AssertionError, AttributeError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise ValueError(f"mmseg cannot build this model: {reason}") from error
+        except (*UNBUILT, RuntimeError) as error:
+            raise ValueError(_reason(error, cfg)) from error
         if not hasattr(model, "encode_decode"):
             raise ValueError(f"mmseg model {cfg.get('type')!r} is not an encoder-decoder")
         model.init_weights()
@@ -242,45 +249,15 @@ def _build(cfg: dict) -> nn.Module:
     return model
 
 
-def _load_weights(
-    module: nn.Module, path: str, prefixes: tuple[str, ...], extra: tuple[str, ...]
-) -> None:
-    """Load weights that must cover the module.
-
-    Only what starts with the first prefix that occurs is taken (all, if none occurs); keys starting
-    with one of `extra` may be left over.
-    """
-    state = _read_state(path)
-    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
-    state = {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
-    own = module.state_dict()
-    missing = [key for key in own if key not in state and not key.endswith("num_batches_tracked")]
-    left = [key for key in state if key not in own and not key.startswith(extra)]
-    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
-    if missing or left or wrong:
-        first = (missing + left + wrong)[0]
-        raise ValueError(
-            f"weights {path} are of another architecture: {len(missing)} tensors missing, "
-            f"{len(left)} unknown, {len(wrong)} of another shape, the first is {first}"
-        )
-    module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
-
-
-def _read_state(path: str) -> dict[str, Tensor]:
-    """Read a state dict without unpickling anything but tensors."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no weights file {path}")
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError):
-        raise ValueError(
-            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
-            "them once to safetensors where you trust them"
-        ) from None
-    for key in ("state_dict", "model"):
-        state = state.get(key, state)
-    return state
+def _reason(error: Exception, cfg: dict) -> str:
+    """Say in one line why MMSegmentation cannot build a network."""
+    text = " ".join(str(error).split())
+    missing = isinstance(error, RuntimeError) or "find None in registry" in text
+    found = COMPILED.search(f"{text} {cfg}") if missing else None
+    if found is None:
+        return f"mmseg cannot build this model: {text}"
+    return (
+        f"this model needs a compiled operator of mmcv, {found[found.lastindex]}, which the "
+        "installed mmcv does not have: `mim install onedl-mmcv --only-binary=onedl-mmcv`, or build "
+        "mmcv from source, or take a model without it"
+    )

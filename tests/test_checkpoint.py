@@ -1,4 +1,4 @@
-"""ovseg.annotators.checkpoint: where a model of transformers lies, and what is refused."""
+"""ovseg.checkpoint: where a model of transformers lies, and what is refused."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForUniversalSegmentation
 
-from ovseg.annotators.checkpoint import Checkpoint
+from ovseg.checkpoint import Checkpoint
 
 
 @pytest.fixture

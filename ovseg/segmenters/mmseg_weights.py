@@ -1,0 +1,138 @@
+"""Weights of MMSegmentation's networks: found, downloaded, read without unpickling, checked."""
+
+from __future__ import annotations
+
+import difflib
+import pickle
+import re
+from pathlib import Path
+from urllib.parse import urlparse
+
+import torch
+from torch import Tensor, nn
+
+from ovseg.errors import importing_mmseg
+from ovseg.segmenters.loading import say_loaded
+
+TABLE = "open-mmlab://"
+"""What a name of MMEngine's table of weights begins with."""
+MADE_ELSEWHERE = ("num_batches_tracked", "relative_position_index")
+"""Ends of names of tensors that need not be in a file: counts, and what follows from the sizes."""
+OUTPUT_NORM = re.compile(r"norm\d\.")
+"""Norms of a Swin's or a ConvNeXt's outputs, which no classifier has had."""
+
+
+def load_backbone(backbone: nn.Module, source: str) -> None:
+    """Load pretrained weights of a backbone, and print how many were used.
+
+    Args:
+        backbone: Of a network of MMSegmentation.
+        source: A file, a URL, or a name of MMEngine's table such as "open-mmlab://resnet50_v1c".
+
+    Raises:
+        FileNotFoundError: If there is no such file, or it cannot be downloaded.
+        ValueError: If there is no such name, or the weights are of another architecture.
+    """
+    path = find_weights(source)
+    prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
+    state = _under(read_state(path), prefixes)
+    own = backbone.state_dict()
+    left = {key for key in state if key not in own}
+    classifier = {key for key in left if key.startswith(("fc.", "head.", "classifier.", "norm."))}
+    made = {key for key in own if key not in state and OUTPUT_NORM.match(key)}
+    _fill(backbone, state, source, classifier, made)
+    say_loaded(source, len(own), made, classifier)
+
+
+def load_network(network: nn.Module, path: str) -> None:
+    """Load weights of a whole network; those of auxiliary heads may be left over.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the weights are of another architecture.
+    """
+    state = _under(read_state(path), ("segmenter.model.", "model."))
+    left = {key for key in state if key.startswith("auxiliary_head.")}
+    _fill(network, state, path, left, set())
+
+
+def find_weights(source: str) -> str:
+    """Return the path of a file of weights, downloaded into torch.hub's cache if need be.
+
+    Raises:
+        FileNotFoundError: If it cannot be downloaded.
+        ValueError: If MMEngine's table has no such name.
+    """
+    url = _url(source.removeprefix(TABLE)) if source.startswith(TABLE) else source
+    if not url.startswith(("http://", "https://")):
+        return url
+    path = Path(torch.hub.get_dir(), "checkpoints", Path(urlparse(url).path).name)
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            torch.hub.download_url_to_file(url, str(path), progress=False)
+        except OSError as error:
+            raise FileNotFoundError(
+                f"cannot download {url}: {error}; put it at {path}, or give another file"
+            ) from None
+    return str(path)
+
+
+def read_state(path: str) -> dict[str, Tensor]:
+    """Read a state dict without unpickling anything but tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds anything else.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"no weights file {path}")
+    if str(path).endswith(".safetensors"):
+        from safetensors.torch import load_file
+
+        return load_file(path)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except (pickle.UnpicklingError, EOFError, RuntimeError):
+        raise ValueError(
+            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
+            "them once to safetensors where you trust them"
+        ) from None
+    for key in ("state_dict", "model"):
+        state = state.get(key, state)
+    return state
+
+
+def _url(name: str) -> str:
+    with importing_mmseg():
+        from mmengine.runner.checkpoint import get_external_models
+    table = get_external_models()
+    if name not in table:
+        near = ", ".join(difflib.get_close_matches(name, table, n=3, cutoff=0.4))
+        raise ValueError(f"MMEngine knows no weights {TABLE}{name}; near are {near or 'none'}")
+    return table[name]
+
+
+def _under(state: dict[str, Tensor], prefixes: tuple[str, ...]) -> dict[str, Tensor]:
+    """Return what lies under the first prefix that occurs, without it; all, if none occurs."""
+    prefix = next((p for p in prefixes if any(key.startswith(p) for key in state)), "")
+    return {key.removeprefix(prefix): v for key, v in state.items() if key.startswith(prefix)}
+
+
+def _fill(
+    module: nn.Module, state: dict[str, Tensor], source: str, unused: set[str], made: set[str]
+) -> None:
+    """Load a state that must cover the module but for `made`, and hold no more than `unused`."""
+    own = module.state_dict()
+    missing = [
+        k for k in own if k not in state and k not in made and not k.endswith(MADE_ELSEWHERE)
+    ]
+    left = [key for key in state if key not in own and key not in unused]
+    wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    if missing or left or wrong:
+        first = (missing + left + wrong)[0]
+        raise ValueError(
+            f"weights {source} are of another architecture: {len(missing)} tensors missing, "
+            f"{len(left)} unknown, {len(wrong)} of another shape, the first is {first}"
+        )
+    module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)

@@ -1,0 +1,135 @@
+"""Stage 4: what a segmenter is shown, in training and in tests."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from test_cli import ROOT, config
+from test_segmentation_module import ADAM, Painted, Pictures, score
+from toy_data import quiet_trainer
+
+from ovseg.__main__ import main
+from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.inference import Inference
+from ovseg.modules.segmentation import SegmentationModule
+from ovseg.segmenters.base import Segmenter
+from ovseg.structures import Batch
+from ovseg.vocabulary import Vocabulary
+
+
+class Brightest(Segmenter):
+    """Says, for all that it is shown, the mean of the first channel: padding would change it."""
+
+    def forward(self, images):
+        said = images[:, 0].float().mean((1, 2)).round().long()
+        rows = torch.nn.functional.one_hot(said, self.num_classes).float()
+        return rows[:, :, None, None].expand(-1, -1, *images.shape[2:])
+
+    def loss(self, images, labels):
+        raise NotImplementedError
+
+
+class Unequal(Pictures):
+    """The same, in batches that are padded to the largest image."""
+
+    def __init__(self, pictures):
+        self.pictures = pictures
+
+    def __len__(self):
+        return len(self.pictures)
+
+    def __getitem__(self, positions):
+        pairs = [self.pictures[p] for p in positions]
+        sizes = torch.tensor([labels.shape for _, labels in pairs])
+        images = torch.zeros(len(pairs), 3, *sizes.amax(0).tolist(), dtype=torch.uint8)
+        truth = torch.full((len(pairs), *sizes.amax(0).tolist()), 255)
+        for n, (value, labels) in enumerate(pairs):
+            images[n, :, : labels.shape[0], : labels.shape[1]] = value
+            truth[n, : labels.shape[0], : labels.shape[1]] = labels
+        indices = torch.tensor(positions)
+        return Batch(indices=indices, images=images, labels=truth, sizes=sizes)
+
+
+def test_padding_is_neither_seen_nor_scored(tmp_path):
+    generator = torch.Generator().manual_seed(0)
+    pictures = [
+        (value, torch.randint(0, 5, size, generator=generator))
+        for value, size in ((3, (4, 9)), (1, (7, 5)), (2, (7, 9)), (3, (2, 2)))
+    ]
+    both, union = torch.zeros(5), torch.zeros(5)
+    for said, labels in pictures:
+        for label in labels.flatten().tolist():
+            both[label] += label == said
+            union[said] += 1
+            union[label] += label != said
+    expected = 100 * both / union
+    for batch_size in (1, 2, 4):
+        source = SyntheticDataModule("clipart", "1", batch_size, test={"val": Unequal(pictures)})
+        model = SegmentationModule(Brightest, ADAM, vocabulary=source.vocabulary)
+        quiet_trainer(tmp_path).test(model, source, verbose=False)
+        found = json.loads((tmp_path / "results.json").read_text())["val"]["per_class"]
+        ious = [found[source.vocabulary[i].key] for i in range(1, 5)]
+        assert ious == pytest.approx(expected[1:].tolist(), abs=1e-3)
+        with np.load(tmp_path / "results_images.npz", allow_pickle=False) as arrays:
+            areas = arrays["val/areas"][:, 2].sum(-1)
+        assert areas.tolist() == [36, 35, 63, 4]
+
+
+def test_inference_is_an_argument_and_recorded(tmp_path):
+    labels = torch.randint(0, 21, (3, 8, 9), generator=torch.Generator().manual_seed(0))
+    seen = Inference(crop=4, stride=3, flips=True)
+    found = score(tmp_path, labels, labels, inference=seen)
+    assert found["seen"] == 100 and found["protocol"]["flips"] is True
+    assert found["inference"] == {"crop": 4, "stride": 3, "flips": True, "scales": [1.0]}
+    assert score(tmp_path, labels, labels)["inference"]["crop"] is None
+    with pytest.raises(ValueError, match="flips is True, but False in protocol clipart_1"):
+        score(tmp_path, labels, labels, protocol="clipart_1", inference=seen)
+
+
+def test_labels_are_ignored_at_their_borders(tmp_path):
+    class Kept(Painted):
+        def loss(self, images, labels):
+            self.labels = labels
+            return images.float().sum() * 0
+
+    facts = {"vocabulary": Vocabulary.load("clipart")}
+    model = SegmentationModule(Kept, ADAM, ignore_band=1, **facts)
+    labels = torch.tensor([[[1, 1, 1, 2, 2, 2]]])
+    images = torch.zeros(1, 3, 1, 6, dtype=torch.uint8)
+    model.log = lambda *_, **__: None
+    model.training_step(Batch(indices=torch.tensor([0]), images=images, labels=labels), 0)
+    assert model.segmenter.labels.tolist() == [[[1, 1, 255, 255, 2, 2]]]
+    with pytest.raises(ValueError, match="ignore_band must be >= 0, got -1"):
+        SegmentationModule(Kept, ADAM, ignore_band=-1, **facts)
+
+
+def test_all_of_it_by_yaml(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    own = config()
+    arguments = own["model"]["init_args"]
+    segmenter = yaml.safe_load((ROOT / "configs/segmenters/deeplabv3_small.yaml").read_text())
+    segmenter["init_args"]["loss"] = {"class_path": "ovseg.losses_segmentation.Bootstrapped"}
+    views = {"transforms": [{"type": "RandomCrop", "crop_size": [32, 48]}, {"type": "RandomFlip"}]}
+    arguments |= {
+        "segmenter": segmenter,
+        "ignore_band": 1,
+        "augment": {"class_path": "ovseg.augment_mmseg.MMSegAugmentation", "init_args": views},
+        "inference": {
+            "class_path": "ovseg.inference.Inference",
+            "init_args": {"crop": 48, "stride": 32, "scales": [1.0, 1.5]},
+        },
+    }
+    views["transforms"][1]["prob"] = 0.5
+    own["trainer"]["default_root_dir"] = "run"
+    scenes = own["data"]["init_args"]["train"]
+    own["data"]["init_args"]["test"] = {
+        "drawn": {**scenes, "init_args": {"size": 2, "seed": 5, "objects": [2]}}
+    }
+    callback = {"class_path": "lightning.pytorch.callbacks.ModelCheckpoint"}
+    own["trainer"] |= {"enable_checkpointing": True, "callbacks": [callback]}
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(own))
+    assert main(["fit", "-c", "stage.yaml", "--then_test", "true"]) == 0
+    found = json.loads((tmp_path / "run" / "results.json").read_text())["drawn"]["inference"]
+    assert found == {"crop": 48, "stride": 32, "flips": False, "scales": [1.0, 1.5]}
