@@ -40,7 +40,7 @@ TRANSFORMERS = (
     "checkpoint",
 )
 MATHS = ("losses", "losses_segmentation", "metrics", "controls", "augment", "augment_mmseg")
-MATHS += ("inference", "optim", "protocol", "results")
+MATHS += ("inference", "optim", "protocol", "results", "results_grounding")
 MMSEG = ("segmenters.mmseg", "annotators.mmseg", "data.real", "metrics", "augment_mmseg")
 
 

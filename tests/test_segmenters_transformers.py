@@ -14,7 +14,9 @@ from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.losses_segmentation import Bootstrapped, CrossEntropy
 from ovseg.modules.segmentation import SegmentationModule
+from ovseg.segmenters.folder import load_segmenter, save_segmenter
 from ovseg.segmenters.transformers import TransformersSegmenter
+from ovseg.vocabulary import Vocabulary
 
 BUILT = {f.__name__: f for f in (tiny.segformer, tiny.maskformer, tiny.mask2former)}
 HEADS = {"segformer": "decode_head.classifier", "maskformer": "class_predictor"}
@@ -53,6 +55,16 @@ def config(kind: str) -> dict:
     given = yaml.safe_load(yaml.safe_dump(given))
     assert AutoConfig.for_model(**given).model_type == kind
     return given
+
+
+def test_saved_and_loaded_it_is_the_same(kind, folders, batch, tmp_path):
+    vocabulary = Vocabulary.load("clipart", "1")
+    torch.manual_seed(0)
+    made = TransformersSegmenter(vocabulary.num_classes, model=folders[kind]).eval()
+    save_segmenter(made, tmp_path / "folder", vocabulary)
+    again = load_segmenter(tmp_path / "folder").segmenter
+    with torch.no_grad():
+        assert torch.equal(again(batch[0]), made(batch[0]))
 
 
 def test_contract(kind, batch):

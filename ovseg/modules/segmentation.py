@@ -17,7 +17,7 @@ from ovseg.modules.scored import ScoredModule
 from ovseg.protocol import Protocol, words
 from ovseg.results import IMAGES, TABLE, pack_images, table
 from ovseg.segmenters.base import Segmenter
-from ovseg.segmenters.folder import save_segmenter
+from ovseg.segmenters.folder import check_saveable, save_segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -99,6 +99,7 @@ class SegmentationModule(ScoredModule):
         super().setup(stage)
         if self.output is not None and stage == "fit":
             check_output(self.output, "segmenter")
+            check_saveable(self.segmenter, self.vocabulary)
         for kind in ("val", "test"):
             metrics = [self._metric() for _ in stream_names(self, kind)]
             self.scores[kind] = nn.ModuleList(metrics)

@@ -59,6 +59,27 @@ def save_segmenter(
             JSON-ready, or the folder holds something else.
     """
     check_replaceable(Path(folder), "segmenter")
+    text = _config(segmenter, vocabulary, trained_on)
+    state = {
+        key: value.detach().cpu().contiguous() for key, value in segmenter.state_dict().items()
+    }
+    with replacing(Path(folder)) as partial:
+        save_file(state, partial / WEIGHTS)
+        (partial / CONFIG).write_text(text, encoding="utf-8")
+
+
+def check_saveable(segmenter: Segmenter, vocabulary: Vocabulary) -> None:
+    """Fail now if `save_segmenter` would in the end.
+
+    Raises:
+        ValueError: As there.
+    """
+    _config(segmenter, vocabulary)
+
+
+def _config(
+    segmenter: Segmenter, vocabulary: Vocabulary, trained_on: Iterable[int] | None = None
+) -> str:
     if segmenter.num_classes != vocabulary.num_classes:
         raise ValueError(
             f"the segmenter has {segmenter.num_classes} classes, vocabulary {vocabulary.name!r} "
@@ -76,18 +97,12 @@ def save_segmenter(
         "vocabulary": vocabulary.name,
     }
     try:
-        text = json.dumps(config, indent=2) + "\n"
+        return json.dumps(config, indent=2) + "\n"
     except TypeError as error:
         raise ValueError(
-            f"a {kind.__name__} cannot be written to {folder}: its arguments are not JSON-ready "
+            f"a {kind.__name__} cannot be written to a folder: its arguments are not JSON-ready "
             f"({error})"
         ) from None
-    state = {
-        key: value.detach().cpu().contiguous() for key, value in segmenter.state_dict().items()
-    }
-    with replacing(Path(folder)) as partial:
-        save_file(state, partial / WEIGHTS)
-        (partial / CONFIG).write_text(text, encoding="utf-8")
 
 
 def load_segmenter(folder: Path) -> LoadedSegmenter:

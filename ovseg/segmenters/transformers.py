@@ -81,6 +81,11 @@ class TransformersSegmenter(Segmenter):
             self.model = _build(config, num_classes)
         if loss is not None and self.kind in MASK_LOSSES:
             raise ValueError(f"a {self.kind} has a loss of its own: leave `loss` out")
+        self.init_args = {
+            "config": self.model.config.to_dict(),
+            "mean": [float(value) for value in mean],
+            "std": [float(value) for value in std],
+        }
         self.pixel_loss = loss or CrossEntropy()
         self.normalise = Normalise(mean, std)
         self._freeze_unused()
