@@ -68,17 +68,6 @@ def test_fit_then_test(tmp_path):
     assert not (tmp_path / "results.md").exists()  # these choices have no name
 
 
-def test_an_output_that_holds_something_else_is_refused_before_the_training(tmp_path):
-    source = data()
-    (tmp_path / "mine").mkdir()
-    (tmp_path / "mine" / "thesis.tex").touch()
-    facts = {"vocabulary": source.vocabulary, "output": str(tmp_path / "mine")}
-    with pytest.raises(ValueError, match="exists and holds no segmenter"):
-        quiet_trainer(tmp_path, max_epochs=1).fit(
-            SegmentationModule(PixelSegmenter, ADAM, **facts), source
-        )
-
-
 def test_masks_of_unseen_classes_are_refused_unless_they_are_asked_for(tmp_path):
     drawn = DrawnScenes(8, seed=1)
     for allowed in (False, True):

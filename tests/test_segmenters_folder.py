@@ -1,16 +1,28 @@
 """ovseg.segmenters.folder: a trained segmenter, written and loaded again."""
 
 import copy
+import functools
 import json
 
 import pytest
 import torch
 from acme.segmenter import PixelSegmenter
+from toy_data import quiet_trainer
 
+from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.modules.segmentation import SegmentationModule
 from ovseg.segmenters.folder import load_segmenter, save_segmenter
 from ovseg.vocabulary import Vocabulary
 
 IMAGES = torch.arange(2 * 3 * 4 * 4).reshape(2, 3, 4, 4).byte()
+
+
+class Odd(PixelSegmenter):
+    """One whose argument JSON does not have."""
+
+    def __init__(self, num_classes, kinds=frozenset({5})):
+        super().__init__(num_classes)
 
 
 @pytest.fixture
@@ -70,3 +82,19 @@ def test_what_cannot_be_written_or_loaded(segmenter, vocabulary, tmp_path):
         load_segmenter(tmp_path / "new")
     with pytest.raises(FileNotFoundError, match="no segmenter in .*: it has no config.json"):
         load_segmenter(tmp_path / "nowhere")
+
+
+def test_what_could_not_be_written_is_told_before_the_training(segmenter, vocabulary, tmp_path):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.tex").touch()
+    scenes = DrawnScenes(8, seed=1, classes="seen")
+    source = SyntheticDataModule("clipart", "1", 4, train=scenes)
+    optimizer = functools.partial(torch.optim.SGD, lr=0.1)
+    for make, folder, line in (
+        (PixelSegmenter, "mine", "exists and holds no segmenter"),
+        (Odd, "new", "an? Odd cannot be written to a folder: its arguments are not JSON-ready"),
+    ):
+        output = str(tmp_path / folder)
+        module = SegmentationModule(make, optimizer, vocabulary=vocabulary, output=output)
+        with pytest.raises(ValueError, match=line):
+            quiet_trainer(tmp_path, max_epochs=1).fit(module, source)
