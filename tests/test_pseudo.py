@@ -7,6 +7,7 @@ import torch
 from acme.backbone import ToyBackbone
 from toy_data import write_dataset
 
+from ovseg.__main__ import main
 from ovseg.annotators.base import Annotator
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.datamodule import SyntheticDataModule
@@ -109,6 +110,10 @@ def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):
     facts = json.loads((folder / "dataset.json").read_text())
     assert facts["counts"]["classes"][vocabulary[2].key]["found"] == 1
     assert facts["latents_digest"] is None and facts["band"] == 0.4
+    assert "A model made the masks" in (folder / "card.md").read_text()
+    assert main(["status", str(folder)]) == 0
+    assert main(["refilter", str(folder), "--out", str(tmp_path / "again")]) == 0
+    assert (tmp_path / "again" / "dataset.json").is_file()
 
 
 def test_wrong_arguments():

@@ -26,6 +26,10 @@ MADE = (
     "that of the text-to-image model."
 )
 TAKEN = "Images and masks are those of a labelled dataset, whose licence is not recorded here."
+LABELLED = (
+    "A model made the masks, or those that the images did not come with; the licence of the images "
+    "is not recorded here."
+)
 PAIRS = 20
 """Pairs of classes that are listed."""
 
@@ -108,7 +112,12 @@ def make_card(manifest: dict) -> str:
     manifest = {**manifest, **without_folders(manifest)}
     counts, words, shards = manifest["counts"], manifest["vocabulary"], manifest["shards"]
     title = f"Images and masks, {words['name']}"
-    made = "images" not in manifest["annotator"]
+    origin = MADE
+    if "images" in manifest["annotator"]:
+        origin = TAKEN
+    elif manifest.get("images"):
+        origin = LABELLED
+    made = origin is MADE
     data = DatasetCardData(
         **_licence((manifest["backbone"] or {}).get("licence") if made else None),
         task_categories=["image-segmentation"],
@@ -127,7 +136,7 @@ def make_card(manifest: dict) -> str:
         title=plain(title),
         samples=counts["samples"],
         version=manifest["environment"].get("versions", {}).get("ovseg", ""),
-        origin=MADE if made else TAKEN,
+        origin=origin,
         facts={key: plain(value) for key, value in facts.items()},
         rejected=f" {judged} images more were made and rejected by the filter." if judged else "",
         classes=[(plain(key), numbers) for key, numbers in counts["classes"].items()],

@@ -40,6 +40,8 @@ SCHEMA = pa.schema(
     metadata={"huggingface": json.dumps(FEATURES)},
 )
 
+MODEL = "- text-to-image model: `{model}`, revision {revision}, licence {licence}\n"
+
 CARD = """---
 {head}---
 
@@ -47,8 +49,7 @@ CARD = """---
 
 {samples} images with masks, written by ovseg with the configuration `{digest}`.
 
-- text-to-image model: `{model}`, revision {revision}, licence {licence}
-- annotator, whose masks these are: `{annotator}`
+{model}- annotator, whose masks these are: `{annotator}`
 
 `image` is RGB; `mask` holds class ids, 0 background and 255 ignore; `instances` numbers the objects
 of a mask where the annotator tells them apart, else it is empty. `names`, `class_ids`, `found` and
@@ -143,10 +144,12 @@ def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
         name=vocabulary.name,
         samples=manifest["counts"]["samples"],
-        model=backbone.get("model"),
-        revision=backbone.get("revision") or "not recorded",
-        licence=backbone.get("licence") or "not recorded",
+        model=MODEL.format(**_recorded(backbone)) if backbone is not None else "",
         annotator=annotator["source"],
         digest=manifest["config_digest"],
         classes="\n".join(f"- {c.id} `{c.key}`: {c.name}" for c in vocabulary.classes),
     )
+
+
+def _recorded(backbone: dict) -> dict:
+    return {key: backbone.get(key) or "not recorded" for key in ("model", "revision", "licence")}
