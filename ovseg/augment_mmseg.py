@@ -15,6 +15,7 @@ from torch import Tensor
 
 from ovseg.augment import Views
 from ovseg.errors import importing_mmseg
+from ovseg.tuples import tuples
 
 
 class MMSegAugmentation(Views):
@@ -107,17 +108,7 @@ def _build(transforms: Sequence[dict]) -> list[Any]:
     with warnings.catch_warnings(), DefaultScope.overwrite_default_scope("mmseg"):
         warnings.simplefilter("ignore")
         try:
-            return [TRANSFORMS.build(_pairs(dict(transform))) for transform in transforms]
+            return [TRANSFORMS.build(tuples(dict(transform))) for transform in transforms]
         except (KeyError, TypeError, AssertionError, ValueError, AttributeError) as error:
             reason = " ".join(str(error).split())
             raise ValueError(f"cannot build the transforms: {reason}") from None
-
-
-def _pairs(value: Any) -> Any:
-    """Make tuples of lists of numbers, at any depth: YAML has none, mmcv asks for them."""
-    if isinstance(value, dict):
-        return {key: _pairs(item) for key, item in value.items()}
-    if not isinstance(value, list):
-        return value
-    items = [_pairs(item) for item in value]
-    return tuple(items) if all(isinstance(i, int | float) for i in items) else items

@@ -17,6 +17,7 @@ from torch.nn.functional import pad
 from ovseg.data.base import Stream
 from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
+from ovseg.tuples import tuples
 from ovseg.vocabulary import Vocabulary
 
 OTHERS = ("ignore", "background")
@@ -200,7 +201,7 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
         pipeline = [
             {"type": "LoadImageFromFile"},
             {"type": "LoadAnnotations"},
-            *({key: _pair(value) for key, value in step.items()} for step in transforms),
+            *(tuples(dict(step)) for step in transforms),
             {"type": "PackSegInputs"},
         ]
         with DefaultScope.overwrite_default_scope("mmseg"):
@@ -215,12 +216,6 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
                 raise ValueError(
                     f"cannot build the dataset {dict(dataset)} (is it empty?): {error}"
                 ) from None
-
-
-def _pair(value: Any) -> Any:
-    """Return a YAML list of two numbers as a tuple: sizes and ranges have to be ones."""
-    is_pair = isinstance(value, list) and len(value) == 2
-    return tuple(value) if is_pair and all(isinstance(v, int | float) for v in value) else value
 
 
 def _what(error: Exception, dataset: Mapping[str, Any]) -> str:
