@@ -82,7 +82,8 @@ class Mean:
         self.metric.update(predictions, torch.where(labels == IGNORE, predictions, labels))
 
     def compute(self) -> Tensor:
-        return self.metric.compute().double()
+        iou = self.metric.compute().double()
+        return iou.where(iou >= 0, torch.nan)  # it says -1 of a class that is nowhere
 
 
 FORMS = {"loop": Loop, "ours": Ours, "jaccard": Jaccard, "mean_iou": Mean}

@@ -62,14 +62,17 @@ class ScoredModule(LightningModule):
             self.check_leak("train", getattr(self.trainer.datamodule, "train", None))
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the classes: their order is what the weights mean."""
+        """Keep the classes, whose order is what the weights mean, and whose masks were seen."""
         checkpoint["classes"] = [c.key for c in self.vocabulary.classes]
+        stream = getattr(self.trainer.datamodule, "train", None)
+        taught = sorted(getattr(stream, "taught_classes", set)())
+        checkpoint["trained_on"] = [self.vocabulary[i].key for i in taught]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
-        """Refuse weights that were trained on other classes.
+        """Refuse weights that were trained on other classes, or with masks of unseen ones.
 
         Raises:
-            ValueError: If they were.
+            ValueError: If they were; the latter only unless they are allowed.
         """
         here = [c.key for c in self.vocabulary.classes]
         there = checkpoint.get("classes", here)
@@ -83,6 +86,14 @@ class ScoredModule(LightningModule):
                 f"{self.vocabulary.name!r} has {len(here)}; the first that differs is number "
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
                 "training"
+            )
+        unseen = {self.vocabulary[i].key for i in self.vocabulary.unseen}
+        leaked = sorted(unseen & set(checkpoint.get("trained_on", ())))
+        if leaked and not self.unseen_masks:
+            raise ValueError(
+                f"the checkpoint was trained with masks of {', '.join(leaked)}, which split "
+                f"{self.vocabulary.split} calls unseen: test it on its own split, or say that this "
+                "is no zero-shot result (model.init_args.unseen_masks: true)"
             )
 
     @abstractmethod
