@@ -31,7 +31,7 @@ REGIMES = {
     "c_mixture": "C: half of each",
     "d_with_real": "D: C + real images of seen classes",
     "e_rich_prompts": "E: D with rich prompts",
-    "s_self_training": "D + pseudo-labels",
+    "s_self_training": "S: C + self-training",
     "f_supervised": "F: supervised",
 }
 PAIRS = (

@@ -36,7 +36,7 @@ def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
     steps = regimes.plan(run, out)
     names = [step.name for step in steps]
     assert names[0] == "images" and sorted(names[1:]) == sorted([*regimes.REGIMES, "pseudo"])
-    assert names.index("d_with_real") < names.index("pseudo") < names.index("s_self_training")
+    assert names.index("c_mixture") < names.index("pseudo") < names.index("s_self_training")
     used = {}
     for step in steps:
         layers = [yaml.safe_load(path.read_text()) for path in step.configs]
@@ -49,7 +49,7 @@ def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
     assert [stream["init_args"]["seed"] for stream in streams.values()] == [2061, 2062, 2063]
     for name in ("one", "two", "rich"):
         assert any(f"{out}/images/{name}" in used[regime] for regime in regimes.REGIMES)
-    assert f"{out}/d_with_real/segmenter" in used["pseudo"]
+    assert f"{out}/c_mixture/segmenter" in used["pseudo"]
     assert f"{out}/pseudo" in used["s_self_training"]
 
 
