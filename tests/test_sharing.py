@@ -9,7 +9,7 @@ from writers import run
 
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.manifest import prepare
-from ovseg.data.sharing import claim, open_shards, publish, ranges
+from ovseg.data.sharing import claim, open_shards, publish, ranges, what_is_left
 from ovseg.modules.dataset import DatasetModule
 
 SIZED = {"size": 59, "shard_size": 2}
@@ -135,6 +135,19 @@ def test_in_search_of_a_quota_every_process_has_a_shard(tmp_path):
         shard.drop()
     assert open_shards(tmp_path, config, processes=2, job_index=1, num_jobs=2) == [1, 3]
     held[0].drop()
+
+
+def test_what_is_left(tmp_path):
+    prepare(tmp_path, asked())
+    config = asked()["config"]
+    held = [claim(tmp_path, config, number) for number in (0, 1, 4)]
+    line = what_is_left(tmp_path, config)
+    assert "complete: shards 0-1, 4 are being written by other processes, shards 2-3 are" in line
+    for shard in held:
+        shard.drop()
+    for number in range(5):
+        (tmp_path / f"shard-{number:06d}.tar").write_bytes(b"done")
+    assert "another process has just written the last shard" in what_is_left(tmp_path, config)
 
 
 def test_ranges():

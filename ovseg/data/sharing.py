@@ -73,6 +73,8 @@ def what_is_left(folder: Path, config: dict) -> str:
         parts.append(f"{_shards(held)} being written by other processes")
     if missing:
         parts.append(f"{_shards(missing)} missing: run `predict` again, or its other jobs")
+    if not parts:  # the last was published in between, by a process that goes on to complete it
+        parts.append("another process has just written the last shard")
     return f"{folder} is not complete: {', '.join(parts)}; the process that ends last completes it"
 
 
