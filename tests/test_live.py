@@ -1,12 +1,18 @@
 """The live stream with a third party's backbone and annotator."""
 
+from itertools import combinations
+
 import pytest
 import torch
 from acme.annotator import ColorAnnotator
 from acme.backbone import ToyBackbone
+from lightning.pytorch.callbacks import ModelCheckpoint
+from test_datamodule import Recorder
+from toy_data import data_module, live_stream, quiet_trainer
 
 from ovseg.data.live import LiveStream
 from ovseg.data.prompts import TemplatePrompts
+from ovseg.data.samplers import TrainSampler
 from ovseg.structures import Annotation, ShardPosition
 from ovseg.vocabulary import Vocabulary
 
@@ -70,6 +76,43 @@ def test_with_a_quota_positions_go_to_the_limit():
         "quota": 2,
         "limit": 10,
     }
+
+
+def images_of(stream, rank, epoch, world=2):
+    """Return the numbers and the images that a process trains on in an epoch."""
+    sampler = TrainSampler(stream, 2, 0, rank, world)
+    sampler.set_epoch(epoch)
+    batches = [stream.complete(stream[positions], ToyBackbone()) for positions in sampler]
+    indices = [request.index for batch in batches for request in batch.requests]
+    return dict(zip(indices, torch.cat([batch.images for batch in batches]), strict=True))
+
+
+@pytest.mark.parametrize("fresh", [False, True])
+def test_processes_train_on_other_images_and_fresh_epochs_on_new_ones(fresh):
+    stream = make_stream(8, fresh=fresh)
+    epochs = [[images_of(stream, rank, epoch) for rank in (0, 1)] for epoch in (0, 1, 2)]
+    for number, (first, second) in enumerate(epochs):
+        start = 8 * number if fresh else 0
+        assert sorted([*first, *second]) == list(range(start, start + 8))
+        every = [*first.values(), *second.values()]
+        assert not any(torch.equal(a, b) for a, b in combinations(every, 2))
+    for index, image in {**epochs[2][0], **epochs[2][1]}.items():
+        assert torch.equal(image, stream.complete(stream[[index]], ToyBackbone()).images[0])
+    assert "fresh" not in stream.describe()  # it decides no written byte
+
+
+def test_fresh_training_resumes_with_the_same_images(tmp_path):
+    def run(steps, checkpoint=None):
+        saver = ModelCheckpoint(tmp_path, filename="{step}", every_n_train_steps=5)
+        options = {"enable_checkpointing": True, "callbacks": [saver], "max_steps": steps}
+        module, data = Recorder(), data_module(2, train=live_stream(6, fresh=True))
+        trainer = quiet_trainer(tmp_path, **options)
+        trainer.fit(module, data, ckpt_path=checkpoint, weights_only=True)
+        return [batch.requests for _, _, batch in module.seen]
+
+    straight = run(9)
+    assert sorted(r.index for batch in straight for r in batch) == list(range(18))
+    assert run(5) + run(9, tmp_path / "step=5.ckpt") == straight
 
 
 def test_empty_batch_passes_through():

@@ -20,6 +20,7 @@ from ovseg.data.base import Stream
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.live import LiveStream
 from ovseg.data.mixture import MixtureStream, interleave
+from ovseg.data.photographs import PhotographStream
 from ovseg.data.prompts import TemplatePrompts
 from ovseg.data.real import MMSegDataset
 from ovseg.data.samplers import TrainSampler
@@ -87,11 +88,10 @@ def turn_by_turn(weights, size):
 @pytest.mark.parametrize("weights", [[1], [3, 1], [1, 1, 1], [5, 2, 1], [0.7, 0.2, 0.1]])
 def test_streams_take_turns(weights):
     lengths = [4] * len(weights)
-    owners, turns = interleave(weights, lengths, 200)
+    owners = interleave(weights, lengths, 200)
     for number, weight in enumerate(weights):
         share = weight / sum(weights)
         mine = owners == number
-        assert turns[mine].tolist() == list(range(mine.sum()))
         windows = np.lib.stride_tricks.sliding_window_view(mine, 20).sum(axis=1)
         assert abs(windows - 20 * share).max() <= 1 + len(weights) * share
     # quotients that are equal as fractions may differ in their last bits
@@ -109,7 +109,8 @@ def test_an_epoch_holds_every_sample_and_repeats_the_short_for_their_weight():
     ]
     for lengths, weights, expected in cases:
         streams = [Plain(length, number) for number, length in enumerate(lengths)]
-        owners, places = bound(streams, weights)._table.T
+        mixture = bound(streams, weights)
+        owners, places = mixture._place(range(len(mixture)))
         assert np.bincount(owners).tolist() == expected, (lengths, weights)
         for number, length in enumerate(lengths):
             there = np.bincount(places[owners == number])
@@ -245,6 +246,27 @@ def test_yaml_makes_a_mixture(dataset):
     assert [type(stream) for stream in mixture.streams] == [ShardStream, DrawnScenes]
     mixture.bind(WORDS)
     assert len(mixture) == 15  # 11 come before the last of 4 is due
+
+
+def test_photographs_of_several_datasets():
+    mixture = MixtureStream([DrawnScenes(3, seed=1), DrawnScenes(3, seed=2)])
+    photographs = PhotographStream(mixture)
+    photographs.bind(WORDS)
+    batch = photographs[[0, 1, 5]]
+    for request, labels in zip(batch.requests, batch.labels, strict=True):
+        assert {e.class_id for e in request.entities} == set(labels.unique().tolist()) - {0}
+
+
+def test_a_fresh_stream_goes_on_in_the_next_epoch():
+    live = live_stream(4, fresh=True)
+    mixture = bound([live, Plain(3)], [2, 1], size=6)
+    assert mixture.fresh and not bound([Plain(3)]).fresh
+    owners, places = mixture._place(range(18))
+    assert owners.tolist() == [0, 1, 0] * 6
+    assert places[owners == 0].tolist() == list(range(12))
+    assert places[owners == 1].tolist() == [0, 1, 2] * 2
+    batch = mixture[[17, 6]]
+    assert [r.index for r in batch.parts[0].requests] == [11, 4]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,15 @@
 """The files of shards: their index, and what is read of them."""
 
+import os
+import pickle
+from pathlib import Path
+
 import pytest
 from test_shard_format import make_sample, members_of
 from webdataset import TarWriter
 
 from ovseg.data.shard_file import (
+    OpenShards,
     index_shard,
     read_members,
     read_records,
@@ -66,6 +71,30 @@ def test_records_and_members_are_those_written(tmp_path):
     assert [set(members) for members in read_members(path, only="json")] == [{"json"}] * 2
     with pytest.raises(ValueError, match="2 samples, not 3"):
         read_records(path, 3)
+
+
+def test_few_files_stay_open(tmp_path, monkeypatch):
+    monkeypatch.setattr(OpenShards, "MOST", 2)
+    samples = [[make_sample(4 * shard + n) for n in range(3)] for shard in range(4)]
+    paths = [write_shard(tmp_path / f"{n}.tar", part) for n, part in enumerate(samples)]
+
+    def opened():
+        links = [Path("/proc/self/fd", number) for number in os.listdir("/proc/self/fd")]
+        return sum(link.is_symlink() and str(tmp_path) in os.readlink(link) for link in links)
+
+    shards = OpenShards()
+    for shard, number in ((0, 2), (1, 0), (0, 1), (3, 2), (2, 1), (0, 0), (3, 1)):
+        expected = members_of(samples[shard][number])
+        assert shards.read(paths[shard], 3, number) == expected
+        assert shards.read(paths[shard], 3, number, ["json"]) == {"json": expected["json"]}
+        assert opened() <= 2
+    assert opened() == 2
+    copy = pickle.loads(pickle.dumps(shards))
+    assert copy.read(paths[1], 3, 1) == members_of(samples[1][1]) and opened() == 3
+    del shards, copy
+    assert opened() == 0
+    with pytest.raises(ValueError, match="3 samples, not 2"):
+        OpenShards().read(paths[0], 2, 0)
 
 
 def test_names_hold_the_number(tmp_path):

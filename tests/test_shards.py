@@ -3,6 +3,7 @@
 import hashlib
 import io
 import json
+import pickle
 
 import numpy as np
 import pytest
@@ -70,6 +71,23 @@ def test_without_a_backbone_there_are_images_and_labels(dataset):
     assert batch.features is None and batch.entities is None
     assert batch.images.shape == (2, 3, 32, 32) and batch.images.dtype == torch.uint8
     assert batch.labels.shape == (2, 32, 32) and batch.labels.dtype == torch.int64
+
+
+def test_where_no_backbone_is_latents_are_not_read(dataset):
+    whole, stream = open_stream(dataset), open_stream(dataset)
+    stream.check(None)
+    batch, expected = stream[[9, 2]], whole[[9, 2]]
+    assert batch.latents is None and expected.latents is not None
+    assert batch.requests == expected.requests and torch.equal(batch.images, expected.images)
+    assert torch.equal(batch.found, expected.found) and batch.timesteps.tolist() == [1.0]
+    stream.check(ToyBackbone())
+    assert torch.equal(stream[[9, 2]].latents, expected.latents)
+
+
+def test_a_pickled_stream_reads_too(dataset):  # as a worker gets it that is not forked
+    stream = open_stream(dataset)
+    expected = stream[[9, 2]]
+    assert torch.equal(pickle.loads(pickle.dumps(stream))[[9, 2]].images, expected.images)
 
 
 def test_limit(dataset):

@@ -19,7 +19,13 @@ class Stream(Dataset, ABC):
 
     Which positions form a batch, and on which rank, is the samplers' business
     (`ovseg.data.samplers`); a stream only says how many samples there are.
+
+    Attributes:
+        fresh: Whether the positions after the last are samples too, and every epoch of a training
+            takes new ones: epoch e those from e * len on.
     """
+
+    fresh: bool = False
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the stream (and the parts it holds) which classes there are."""

@@ -33,6 +33,8 @@ class LiveStream(WritableStream):
         quota: Kept samples wanted of each class that the annotator may find. Whole shards are made
             after those of ``size`` until every class has them; None makes ``size`` samples.
         limit: The most samples made to meet the quota, rejected ones included.
+        fresh: Train on new samples in every epoch; by default an epoch makes the same ones again.
+            What is written does not depend on it.
 
     Raises:
         ValueError: If a number is not positive, or of quota and limit one is missing.
@@ -50,6 +52,7 @@ class LiveStream(WritableStream):
         filter: Filter | None = None,
         quota: int | None = None,
         limit: int | None = None,
+        fresh: bool = False,
     ) -> None:
         if size < 1 or shard_size < 1:
             raise ValueError(f"size and shard_size must be >= 1, got {size} and {shard_size}")
@@ -70,6 +73,7 @@ class LiveStream(WritableStream):
         self.filter = filter
         self.quota = quota
         self.limit = limit
+        self.fresh = fresh
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the annotator the classes, and fail now if the prompts cannot be made of them."""

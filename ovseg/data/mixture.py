@@ -54,6 +54,7 @@ class MixtureStream(Stream):
         if size is not None and size < 1:
             raise ValueError(f"size must be >= 1 or null, got {size}")
         self.streams, self.weights, self.size = list(streams), weights, size
+        self.fresh = any(stream.fresh for stream in self.streams)
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Bind every stream.
@@ -93,25 +94,46 @@ class MixtureStream(Stream):
     @property
     def repeats(self) -> bool:
         """Whether a stream is repeated, or repeats a sample itself."""
-        again = len(np.unique(self._table, axis=0)) < len(self)
-        return again or any(stream.repeats for stream in self.streams)
+        again = np.bincount(self._owners, minlength=len(self.streams)) > self._lengths
+        return bool(again.any()) or any(stream.repeats for stream in self.streams)
 
     @cached_property
-    def _table(self) -> np.ndarray:
-        """``(size, 2)`` int64: stream, and position in it."""
-        lengths = [len(stream) for stream in self.streams]
-        owners, turns = interleave(self.weights or lengths, lengths, self.size)
-        return np.stack([owners, turns % np.array(lengths)[owners]], axis=1)
+    def _lengths(self) -> np.ndarray:
+        """Number of samples of each stream."""
+        return np.array([len(stream) for stream in self.streams])
+
+    @cached_property
+    def _owners(self) -> np.ndarray:
+        """Number of the stream of each position of an epoch."""
+        weights = self._lengths if self.weights is None else self.weights
+        return interleave(weights, self._lengths, self.size)
+
+    @cached_property
+    def _turns(self) -> np.ndarray:
+        """How many turns a stream has had before its one of each position of an epoch."""
+        turns = np.empty_like(self._owners)
+        for number in range(len(self.streams)):
+            mine = self._owners == number
+            turns[mine] = np.arange(mine.sum())
+        return turns
 
     def __len__(self) -> int:
-        return len(self._table)
+        return len(self._owners)
+
+    def _place(self, positions: Sequence[int]) -> tuple[np.ndarray, np.ndarray]:
+        """Return of each position the stream, and the position in that."""
+        epochs, rows = np.divmod(np.array(positions, dtype=np.int64), len(self))
+        owners = self._owners[rows]
+        places = self._turns[rows] + epochs * np.bincount(self._owners)[owners]
+        endless = np.array([stream.fresh for stream in self.streams])[owners]
+        return owners, np.where(endless, places, places % self._lengths[owners])
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         """Return what the streams give for these positions, to be put together by `complete`."""
-        rows = self._table[list(positions)]
+        owners, places = self._place(positions)
         parts = {
-            number: self.streams[number][rows[rows[:, 0] == number, 1].tolist()]
-            for number in np.unique(rows[:, 0]).tolist()
+            number: self.streams[number][places[owners == number].tolist()]
+            for number in np.unique(owners).tolist()
         }
         return MixedBatch(torch.tensor(list(positions), dtype=torch.long), parts=parts)
 
@@ -122,7 +144,7 @@ class MixtureStream(Stream):
             ValueError: If their images differ in size.
         """
         parts = [self.streams[n].complete(part, backbone) for n, part in batch.parts.items()]
-        owners = self._table[batch.indices.tolist(), 0]
+        owners, _ = self._place(batch.indices.tolist())
         order = np.argsort(np.argsort(owners, kind="stable")).tolist()
         if len({part.images.shape[-2:] for part in parts}) > 1:
             sizes = (
@@ -150,7 +172,7 @@ class MixedBatch(Batch):
 
 def interleave(
     weights: Sequence[float], lengths: Sequence[int], size: int | None = None
-) -> tuple[np.ndarray, np.ndarray]:
+) -> np.ndarray:
     """Let streams take turns by their weights, after Sainte-Laguë: the j-th turn of a stream (from
     0) is due at (j + 1/2) / weight.
 
@@ -160,17 +182,16 @@ def interleave(
         size: Number of turns; None: as many as it takes to give every stream its length.
 
     Returns:
-        The number of the stream, and of its turn from 0, of each position: ``(size,)`` int64.
+        The number of the stream whose turn it is, ``(size,)`` int64.
     """
     shares = np.array(weights, dtype=np.float64) / sum(weights)
     end = max((length - 0.5) / share for length, share in zip(lengths, shares, strict=True))
     most = end if size is None else size + len(shares)  # the last is due half a turn each later
-    turns = [np.arange(int(most * share) + 2) for share in shares]
-    owners = np.repeat(np.arange(len(turns)), [len(t) for t in turns])
-    due = np.concatenate([(t + 0.5) / share for t, share in zip(turns, shares, strict=True)])
-    order = np.argsort(due, kind="stable")
-    order = order[: np.searchsorted(due[order], end, side="right") if size is None else size]
-    return owners[order], np.concatenate(turns)[order]
+    due = [(np.arange(int(most * share) + 2) + 0.5) / share for share in shares]
+    owners = np.repeat(np.arange(len(due)), [len(times) for times in due])
+    times = np.concatenate(due)
+    order = np.argsort(times, kind="stable")
+    return owners[order[: np.sum(times <= end) if size is None else size]]
 
 
 def join(indices: Tensor, parts: Sequence[Batch], order: list[int]) -> Batch:

@@ -89,7 +89,7 @@ class PhotographStream(WritableStream):
         """Read images and labels, and name what they show."""
         if not len(positions):
             return Batch(torch.zeros(0, dtype=torch.long))
-        batch = self.images[positions]
+        batch = self.images.complete(self.images[positions], None)
         requests = []
         for position, labels in zip(positions, batch.labels, strict=True):
             ids = [i for i in labels.unique().tolist() if i not in (0, IGNORE)]

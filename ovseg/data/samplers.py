@@ -159,7 +159,7 @@ class TestSampler(BatchSampler):
 
 
 class TrainSampler(DistributedSampler):
-    """Shuffled full batches, see `shuffled_batches`.
+    """Shuffled full batches, see `shuffled_batches`; of a fresh stream new positions every epoch.
 
     Attributes:
         skip: Number of first batches to leave out (`TrainLoader` resumes inside an epoch).
@@ -185,7 +185,8 @@ class TrainSampler(DistributedSampler):
         table = shuffled_batches(
             size, self.batch_size, self.seed, self.epoch, self.rank, self.num_replicas
         )
-        return iter(table[self.skip :])
+        start = self.epoch * size if getattr(self.dataset, "fresh", False) else 0
+        return iter([[start + position for position in batch] for batch in table[self.skip :]])
 
     def __len__(self) -> int:
         return len(self.dataset) // (self.num_replicas * self.batch_size)

@@ -17,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
@@ -192,12 +193,12 @@ def decode_sample(members: dict[str, bytes], needed: Collection[str] = STORED) -
         raise ValueError(f"it has no {', '.join(sorted(missing))}")
     try:
         record = decode_record(members["json"])
-        image = np.array(_open(members["image.png"]))
-        mask = np.array(_open(members["mask.png"]))
+        image = _pixels(members["image.png"])
+        mask = _pixels(members["mask.png"])
         latent, soft = (_array(members.get(name)) for name in ("latent.npy", "soft.npy"))
         instances = members.get("instances.png")
         if instances is not None:
-            instances = np.array(_open(instances)).astype(np.uint16)
+            instances = _pixels(instances).astype(np.uint16)
     except (OSError, ValueError, KeyError, TypeError, EOFError, SyntaxError) as error:
         raise ValueError(f"it cannot be read ({error})") from error  # SyntaxError: broken PNG
     if image.dtype != np.uint8 or image.shape[2:] != (3,):
@@ -227,8 +228,9 @@ def decode_record(data: bytes) -> Record:
     return Record(request, facts, stored["timesteps"], verdict)
 
 
-def _open(data: bytes) -> Image.Image:
-    return Image.open(io.BytesIO(data), formats=("PNG",))
+def _pixels(data: bytes) -> np.ndarray:
+    """Decode a PNG, without `Image.open`'s search for a format, a tenth of a small one's time."""
+    return np.array(PngImageFile(io.BytesIO(data)))
 
 
 def _array(data: bytes | None) -> np.ndarray | None:
