@@ -29,13 +29,13 @@ def is_url(path: str) -> bool:
     return bool(re.match(r"[A-Za-z][A-Za-z0-9+.-]*://", path))
 
 
-def local_path(text: str) -> Path:
+def local_path(text: str | Path) -> Path:
     """Return a path; the type of a command line's argument that cannot be a URL.
 
     Raises:
         ArgumentTypeError: If it is one.
     """
-    if is_url(text):
+    if is_url(str(text)):
         raise ArgumentTypeError(
             f"{text} is a URL, which `fit`, `validate` and `test` read: copy the dataset to this "
             "disk and give its folder"
