@@ -123,5 +123,5 @@ def test_the_shipped_backbone_fits_stage_four_and_its_tower_gives_embeddings():
     assert whole.shape == (2, 64) and patches.shape == (2, 64, 64)  # 8x8 patches
     pixels = (images + 1) * 127.5  # what the segmenter sees of the same pictures
     segmenter = MMSegSegmenter(21, model=model)
-    maps = trained(segmenter._normalise(pixels))[-1]
+    maps = trained(segmenter.normalise(pixels))[-1]
     assert torch.allclose(tower.patch(maps.flatten(2).transpose(1, 2)), patches, atol=1e-4)

@@ -75,10 +75,18 @@ def test_all_stages_share_one_backbone():
 
 def test_no_two_streams_share_a_seed():
     seeds = []
-    for path in sorted(config("1_annotated").parent.rglob("*.yaml")):
+    folder = config("1_annotated").parent
+    for path in sorted(folder.glob("*.yaml")):
         if path.stem != "2_attention":
             seeds += re.findall(r"\bseed: (\d+)", path.read_text(encoding="utf-8"))
     assert len(seeds) == len(set(seeds)) == 10
+    regimes = {
+        path.stem: set(re.findall(r"\bseed: (\d+)", path.read_text(encoding="utf-8")))
+        for path in (folder / "regimes").glob("*.yaml")
+    }
+    assert regimes.pop("f_supervised") == {"42"} <= set(seeds)  # the quickstart's own bound
+    assert regimes["1_images"] == {"61", "62", "63"}
+    assert not set(seeds) & set().union(*regimes.values())
 
 
 def test_fill_sets_what_a_run_is(tmp_path):

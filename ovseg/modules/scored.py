@@ -39,6 +39,8 @@ class ScoredModule(LightningModule):
         self.vocabulary = vocabulary
         self.optimizer, self.lr_scheduler = optimizer, lr_scheduler
         self.unseen_masks = unseen_masks
+        self.trained_on: set[int] = set()
+        """Ids of the classes whose true masks it has learnt from."""
 
     def check_leak(self, name: str, stream: Any) -> None:
         """Refuse a stream that teaches masks of unseen classes, unless they are allowed.
@@ -59,14 +61,14 @@ class ScoredModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the training stream before anything is learnt from it."""
         if stage == "fit":
-            self.check_leak("train", getattr(self.trainer.datamodule, "train", None))
+            stream = getattr(self.trainer.datamodule, "train", None)
+            self.check_leak("train", stream)
+            self.trained_on |= getattr(stream, "taught_classes", set)()
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the classes, whose order is what the weights mean, and whose masks were seen."""
         checkpoint["classes"] = [c.key for c in self.vocabulary.classes]
-        stream = getattr(self.trainer.datamodule, "train", None)
-        taught = sorted(getattr(stream, "taught_classes", set)())
-        checkpoint["trained_on"] = [self.vocabulary[i].key for i in taught]
+        checkpoint["trained_on"] = [self.vocabulary[i].key for i in sorted(self.trained_on)]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse weights that were trained on other classes, or with masks of unseen ones.
@@ -87,11 +89,13 @@ class ScoredModule(LightningModule):
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
                 "training"
             )
-        unseen = {self.vocabulary[i].key for i in self.vocabulary.unseen}
-        leaked = sorted(unseen & set(checkpoint.get("trained_on", ())))
+        learnt = checkpoint.get("trained_on", ())
+        self.trained_on |= {c.id for c in self.vocabulary.classes if c.key in learnt}
+        leaked = sorted(self.trained_on & set(self.vocabulary.unseen))
         if leaked and not self.unseen_masks:
+            names = ", ".join(self.vocabulary[i].name for i in leaked)
             raise ValueError(
-                f"the checkpoint was trained with masks of {', '.join(leaked)}, which split "
+                f"the checkpoint was trained with masks of {names}, which split "
                 f"{self.vocabulary.split} calls unseen: test it on its own split, or say that this "
                 "is no zero-shot result (model.init_args.unseen_masks: true)"
             )

@@ -167,8 +167,7 @@ class SegmentationModule(ScoredModule):
         """Write the segmenter's folder."""
         trainer = self.trainer
         if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
-            taught = getattr(trainer.datamodule.train, "taught_classes", set)()
-            save_segmenter(self.segmenter, self.output, self.vocabulary, taught)
+            save_segmenter(self.segmenter, self.output, self.vocabulary, self.trained_on)
 
     def on_test_start(self) -> None:
         """Say the protocol in words."""

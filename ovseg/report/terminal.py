@@ -115,7 +115,7 @@ def _percent(part: int, whole: int) -> str:
 
 
 def _table(title: str, head: list[str], rows) -> Table:
-    table = Table(title=title, title_justify="left")
+    table = Table(title=title, title_justify="left", min_width=len(title))
     table.add_column("")
     for name in head:
         table.add_column(name, justify="right")
