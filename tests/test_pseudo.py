@@ -11,6 +11,7 @@ from ovseg.__main__ import main
 from ovseg.annotators.base import Annotator
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.data.mixture import MixtureStream
 from ovseg.data.pseudo import PseudoLabelStream
 from ovseg.data.shards import ShardStream
 from ovseg.structures import Annotation, Batch
@@ -97,6 +98,15 @@ def test_labels_that_are_kept_are_completed(vocabulary):
     assert batch.annotation.scores[0].tolist() == [pytest.approx(200 / 255), 1.0]
     assert stream.taught_classes() == {5, 7}
     assert stream.describe()["annotator"]["requested_classes"] == [2, 5, 7]
+
+
+def test_images_of_a_mixture(vocabulary):
+    stream = bound(PseudoLabelStream(MixtureStream([Images(), Images()]), Reader()), vocabulary)
+    stream.check(None)
+    batch = stream.complete(stream[[0, 1]], None)  # the first image of each
+    alone = bound(PseudoLabelStream(Images(), Reader()), vocabulary)
+    single = alone.complete(alone[[0]], None)
+    assert torch.equal(batch.labels, single.labels.expand(2, -1, -1)) and len(stream) == 6
 
 
 def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):

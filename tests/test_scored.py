@@ -34,7 +34,9 @@ def score(folder, checkpoint, split: str, **arguments) -> None:
 def test_masks_of_one_split_are_not_tested_as_unseen_of_another(tmp_path):
     checkpoint = trained(tmp_path, "seen", "1")
     score(tmp_path, checkpoint, "1")
-    with pytest.raises(ValueError, match="trained with masks of bus, bird, .* split 2 calls unseen"):
+    with pytest.raises(
+        ValueError, match="trained with masks of bus, bird, .* split 2 calls unseen"
+    ):
         score(tmp_path, checkpoint, "2")
     score(tmp_path, checkpoint, "2", unseen_masks=True)
 

@@ -82,6 +82,7 @@ class PseudoLabelStream(WritableStream):
         """
         if backbone is not None:
             raise ValueError("pseudo-labels need no backbone: leave data.backbone out")
+        self.images.check(None)
 
     def to(self, device: torch.device) -> None:
         """Move the annotator."""
@@ -123,7 +124,7 @@ class PseudoLabelStream(WritableStream):
         if not len(positions):
             return Batch(torch.zeros(0, dtype=torch.long))
         requests = [Request(int(position), 0, "", self.classes) for position in positions]
-        batch = self.images[positions]
+        batch = self.images.complete(self.images[positions], None)
         indices = torch.as_tensor(list(positions), dtype=torch.long)
         labels = batch.labels if self.keep_labels else torch.full_like(batch.labels, IGNORE)
         return Batch(indices, requests, batch.images, labels, position=self.place(positions))
