@@ -5,8 +5,8 @@
 The grounding module, the split and the seed are those of every finished `ovseg quickstart` in the
 folder. Images are generated, and in each regime of configs/clipart/regimes a segmenter takes as
 many training steps as the quickstart's. Two regimes are compared on the same test images, by
-`ovseg compare`'s bootstrap of every run and the mean over the runs. A killed run goes on where it
-was.
+`ovseg compare`'s bootstrap of every run and the mean over the runs, on scenes of one and two
+objects and on scenes of two alone. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ REGIMES = {
     "c_mixture": "C: half of each",
     "d_with_real": "D: C + real images of seen classes",
     "e_rich_prompts": "E: D with rich prompts",
-    "s_self_training": "S: C + self-training",
+    "s_self_training": "S: real images, unseen classes by C",
     "f_supervised": "F: supervised",
 }
 PAIRS = (
@@ -45,6 +45,7 @@ PAIRS = (
     ("c_mixture", "f_supervised"),
 )
 CLOSING = ("d_with_real", "e_rich_prompts", "s_self_training")
+STREAMS = {"both": "scenes of one and two objects", "drawn": "scenes of two objects"}
 RESAMPLES = 10_000
 
 
@@ -69,16 +70,18 @@ def plan(run: Path, out: Path) -> list[Step]:
     for name in REGIMES:
         if name == "s_self_training":
             steps.append(step("pseudo", "predict", "regimes/2_pseudo_labels"))
-        steps.append(step(name, "fit", "4_segmenter", f"regimes/{name}"))
+        steps.append(step(name, "fit", "4_segmenter", "regimes/test", f"regimes/{name}"))
     return steps
 
 
-def collect(out: Path) -> dict[str, dict[str, Stream]]:
-    """Return ``{run: {regime: test}}`` of the runs in which every regime is done."""
-    found = {}
+def collect(out: Path) -> dict[str, dict[str, dict[str, Stream]]]:
+    """Return ``{stream: {run: {regime: test}}}`` of the runs in which every regime is done."""
+    found = {stream: {} for stream in STREAMS}
     for folder in sorted(path for path in out.glob("*") if path.is_dir()):
         if all((folder / name / "results.json").is_file() for name in REGIMES):
-            found[folder.name] = {name: read(folder / name)["drawn"] for name in REGIMES}
+            tests = {name: read(folder / name) for name in REGIMES}
+            for stream, runs in found.items():
+                runs[folder.name] = {name: test[stream] for name, test in tests.items()}
     return found
 
 
@@ -125,9 +128,10 @@ def summary(runs: dict[str, dict[str, Stream]]) -> dict:
     }
 
 
-def show(result: dict, console: Console) -> None:
-    """Print the tables."""
-    table = Table("trained on", title=f"{len(result['runs'])} runs, mIoU", title_justify="left")
+def show(stream: str, result: dict, console: Console) -> None:
+    """Print the tables of a test stream."""
+    title = f"{STREAMS[stream]}, {len(result['runs'])} runs, mIoU"
+    table = Table("trained on", title=title, title_justify="left")
     for key in SCORES:
         table.add_column(f"{key} ± sd", justify="right")
     for name, label in REGIMES.items():
@@ -163,12 +167,13 @@ def main() -> None:
     for run in [] if args.show else folders:
         out = args.out.absolute() / run.name
         run_steps(out, plan(run, out), {"TOKENIZERS_PARALLELISM": "false"})
-    runs = collect(args.out)
-    if not runs:
+    found = collect(args.out)
+    if not all(found.values()):
         parser.error(f"no run is done in {args.out}: leave --show out")
-    result = summary(runs)
-    write_text(args.out / "regimes.json", json.dumps(result, indent=1))
-    show(result, Console(width=120))
+    results = {stream: summary(runs) for stream, runs in found.items()}
+    write_text(args.out / "regimes.json", json.dumps(results, indent=1))
+    for stream, result in results.items():
+        show(stream, result, Console(width=120))
 
 
 if __name__ == "__main__":

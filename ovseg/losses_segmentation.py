@@ -1,18 +1,23 @@
-"""Losses of label maps, two of them for labels that may be wrong."""
+"""Losses of label maps: for labels that may be wrong, and for masks of seen classes alone."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.losses import mean_count
 from ovseg.structures import IGNORE
+from ovseg.vocabulary import Vocabulary
 
 
 class PixelLoss(nn.Module, ABC):
     """A loss of each pixel, averaged over those that are not ignored, on all ranks together."""
+
+    def bind(self, vocabulary: Vocabulary) -> None:  # noqa: B027 - most need no names
+        """Take the classes; a segmentation module calls it once, before training."""
 
     @abstractmethod
     def each(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
@@ -103,6 +108,45 @@ class SymmetricCrossEntropy(PixelLoss):
         """Return the loss of each pixel ``(P,)``."""
         right = _at(log_probabilities, labels)
         return -self.cross_entropy * right - self.reverse * self.log_zero * (1 - right.exp())
+
+
+class UnseenWherePresent(PixelLoss):
+    """Leave unseen classes out of the softmax of every image whose labels hold none of them.
+
+    Where masks were drawn for seen classes alone, no label is ever an unseen class. Under a plain
+    softmax each of these pixels lowers every unseen class, until the network takes all that looks
+    like these pictures for seen. Here such an image only tells seen classes and background apart.
+
+    Args:
+        loss: Of the classes that are left; cross-entropy by default.
+    """
+
+    def __init__(self, loss: PixelLoss | None = None) -> None:
+        super().__init__()
+        self.loss = loss or CrossEntropy()
+        self.unseen: Tensor | None = None
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Take the unseen classes."""
+        self.unseen = torch.tensor(vocabulary.unseen)
+
+    def each(self, log_probabilities: Tensor, labels: Tensor) -> Tensor:
+        """Return the loss of each pixel ``(P,)``."""
+        return self.loss.each(log_probabilities, labels)
+
+    def forward(self, logits: Tensor, labels: Tensor) -> Tensor:
+        """Return the scalar loss, as `PixelLoss` does.
+
+        Raises:
+            RuntimeError: If it was not bound to the classes.
+        """
+        if self.unseen is None:
+            raise RuntimeError("UnseenWherePresent needs the classes: call bind(vocabulary) first")
+        unseen = self.unseen.to(labels.device)
+        absent = ~torch.isin(labels, unseen).flatten(1).any(dim=1)
+        channels = torch.isin(torch.arange(logits.shape[1], device=labels.device), unseen)
+        left_out = (absent[:, None] & channels)[..., None, None]
+        return super().forward(logits.masked_fill(left_out, -torch.inf), labels)
 
 
 def ignore_borders(labels: Tensor, band: int) -> Tensor:

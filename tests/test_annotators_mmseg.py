@@ -86,6 +86,24 @@ def test_small_or_doubtful_regions_are_not_found(folder, words):
         assert annotator.annotate(sample([[seen]], reds)).found.item() is found
 
 
+def test_classes_that_cannot_be_there_do_not_compete(folder, words):
+    """Every pixel is given to the likeliest class that was asked for, and compared with those."""
+    unseen = list(words.unseen)
+    image = sample([[*words.seen[:1], *unseen]], torch.full((1, 4, 4), words.seen[0]).byte())
+    annotator = MMSegAnnotator(folder, classes="unseen", min_score=0.0)
+    annotator.bind(words)
+    assert not annotator.annotate(image).found.any()
+    assert "others_compete" not in annotator.describe()
+    annotator = MMSegAnnotator(folder, classes="unseen", min_score=0.0, others_compete=False)
+    annotator.bind(words)
+    assert annotator.describe()["others_compete"] is False
+    annotation = annotator.annotate(image)
+    probabilities = annotator.segmenter(image.images).softmax(dim=1)[0, unseen]
+    own, *others = probabilities.flatten(1).T.sort(dim=1, descending=True).values[0].tolist()
+    assert annotation.masks[0, 1:].max().item() == pytest.approx(own / (own + others[0]))
+    assert annotation.found[0].tolist()[0] is False and annotation.found[0, 1:].any()
+
+
 def test_describes_itself(folder, words):
     annotator = MMSegAnnotator(folder)
     annotator.bind(words)

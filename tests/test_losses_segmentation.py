@@ -1,6 +1,7 @@
 """Losses of label maps, by numbers worked out by hand and by plain loops."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from ovseg.losses_segmentation import (
     Bootstrapped,
     CrossEntropy,
     SymmetricCrossEntropy,
+    UnseenWherePresent,
     ignore_borders,
 )
 
@@ -98,3 +100,30 @@ def test_borders_by_loops(band):
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         wrong()
+
+
+def test_unseen_classes_are_left_out_where_none_is_labelled():
+    """Two pixels of one image hold no unseen class, those of the other do; logs of 1, 2, 4, 8."""
+    words = SimpleNamespace(unseen=(2, 3))
+    loss = UnseenWherePresent()
+    with pytest.raises(RuntimeError, match="bind"):
+        loss(torch.zeros(1, 4, 1, 1), torch.zeros(1, 1, 1).long())
+    loss.bind(words)
+    row = torch.tensor([1.0, 2.0, 4.0, 8.0]).log()
+    logits = row.view(1, 4, 1, 1).repeat(2, 1, 1, 3).requires_grad_()
+    labels = torch.tensor([[[0, 1, 255]], [[0, 2, 255]]])
+    absent = -math.log(1 / 3) - math.log(2 / 3)
+    present = -math.log(1 / 15) - math.log(4 / 15)
+    value = loss(logits, labels)
+    assert value.item() == pytest.approx((absent + present) / 4, rel=1e-6)
+    value.backward()
+    assert (logits.grad[0, 2:] == 0).all() and (logits.grad[1, 2:, :, :2] != 0).all()
+    assert logits.grad.isfinite().all()
+
+
+def test_any_loss_of_pixels_can_leave_unseen_classes_out():
+    loss = UnseenWherePresent(SymmetricCrossEntropy(1, 1))
+    loss.bind(SimpleNamespace(unseen=(2,)))
+    logits = torch.cat([LOGITS, torch.full((1, 1, 1, 3), 5.0)], dim=1)
+    expected = SymmetricCrossEntropy(1, 1)(LOGITS, LABELS)
+    torch.testing.assert_close(loss(logits, LABELS), expected)

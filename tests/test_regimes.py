@@ -98,9 +98,14 @@ def test_only_whole_runs_count_and_are_shown(regimes, tmp_path, monkeypatch, cap
         for name in regimes.REGIMES:
             if name != left_out:
                 write_text(tmp_path / f"split-{number}" / name / "results.json", "{}")
-    monkeypatch.setattr(regimes, "read", lambda folder: {"drawn": outcome(50, 30)})
-    runs = regimes.collect(tmp_path)
-    assert list(runs) == ["split-1"]
-    regimes.show(regimes.summary(runs), Console(width=120))
+    tests = {"drawn": outcome(50, 30), "both": outcome(60, 40)}
+    monkeypatch.setattr(regimes, "read", lambda folder: tests)
+    found = regimes.collect(tmp_path)
+    assert {name: list(runs) for name, runs in found.items()} == {
+        "both": ["split-1"],
+        "drawn": ["split-1"],
+    }
+    regimes.show("drawn", regimes.summary(found["drawn"]), Console(width=120))
     printed = capsys.readouterr().out
+    assert "scenes of two objects, 1 runs" in printed
     assert "50.0 ± 0.0" in printed and "+0.0 of the 0.0 from C to F" in printed

@@ -110,7 +110,11 @@ def test_all_of_it_by_yaml(tmp_path, monkeypatch):
     own = config()
     arguments = own["model"]["init_args"]
     segmenter = yaml.safe_load((ROOT / "configs/segmenters/deeplabv3_small.yaml").read_text())
-    segmenter["init_args"]["loss"] = {"class_path": "ovseg.losses_segmentation.Bootstrapped"}
+    losses = "ovseg.losses_segmentation"
+    segmenter["init_args"]["loss"] = {
+        "class_path": f"{losses}.UnseenWherePresent",
+        "init_args": {"loss": {"class_path": f"{losses}.Bootstrapped"}},
+    }
     views = {"transforms": [{"type": "RandomCrop", "crop_size": [32, 48]}, {"type": "RandomFlip"}]}
     arguments |= {
         "segmenter": segmenter,

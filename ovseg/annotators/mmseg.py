@@ -19,7 +19,7 @@ class MMSegAnnotator(Annotator):
     """Annotate with a segmenter that knows some classes.
 
     The mask of an entity is the probability of its class against the strongest other one, as
-    `from_regions` has it. Classes that were not requested still compete.
+    `from_regions` has it.
 
     Args:
         checkpoint_folder: Folder that `fit` of a segmentation module wrote to its `output`, or
@@ -27,6 +27,9 @@ class MMSegAnnotator(Annotator):
         classes: Which classes of the vocabulary it is asked for: "seen", "unseen" or "all".
         min_area: Smallest area of an entity that counts as found, as a share of the image.
         min_score: Smallest mean probability over its area that counts as found.
+        others_compete: Whether a pixel may be given to background, or to a class that was not
+            requested, and so to nobody. False where it cannot be one: images whose seen classes
+            and background are labelled show unseen classes in the rest.
 
     Raises:
         FileNotFoundError: If the folder or one of its files is missing.
@@ -39,6 +42,7 @@ class MMSegAnnotator(Annotator):
         classes: str = "seen",
         min_area: float = 0.005,
         min_score: float = 0.5,
+        others_compete: bool = True,
     ) -> None:
         super().__init__()
         if not 0 <= min_area < 1:
@@ -47,6 +51,7 @@ class MMSegAnnotator(Annotator):
         self.classes = classes
         self.min_area = min_area
         self.min_score = min_score
+        self.others_compete = others_compete
         self.loaded = load_segmenter(locate(checkpoint_folder, "annotator"))
         self.segmenter, self.keys = self.loaded.segmenter, self.loaded.keys
         self.requires_grad_(False).eval()
@@ -75,7 +80,11 @@ class MMSegAnnotator(Annotator):
         """Return masks of the requested classes among the sample's entities."""
         if not hasattr(self, "requested"):
             raise ValueError("bind the annotator to a vocabulary before annotating")
-        probabilities = self.segmenter(sample.images).softmax(dim=1)
+        logits = self.segmenter(sample.images)
+        if not self.others_compete:
+            kept = torch.tensor([self.channels[i] for i in self.requested], device=logits.device)
+            logits = torch.full_like(logits, -torch.inf).index_copy(1, kept, logits[:, kept])
+        probabilities = logits.softmax(dim=1)
         channel, asked = channels_of(
             sample.entities.class_ids, {i: self.channels[i] for i in self.requested}
         )
@@ -84,9 +93,10 @@ class MMSegAnnotator(Annotator):
 
     def describe(self) -> dict:
         """Return facts for `dataset.json`."""
-        return {
+        facts = {
             "source": f"mmseg:{self.source}",
             "digest": self.loaded.digest,
             "requested_classes": list(self.requested),
             "trained_on": self.trained_on,
         }
+        return facts if self.others_compete else facts | {"others_compete": False}

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ovseg.augment import Views
 from ovseg.inference import Inference
-from ovseg.losses_segmentation import ignore_borders
+from ovseg.losses_segmentation import PixelLoss, ignore_borders
 from ovseg.metrics import SegmentationIoU
 from ovseg.modules.common import by_class, check_output, stream_names, write_output, write_results
 from ovseg.modules.scored import ScoredModule
@@ -81,6 +81,9 @@ class SegmentationModule(ScoredModule):
         self.inference = inference or Inference(flips=self.protocol.flips)
         self.silent = self.protocol.silent(self.vocabulary)
         self.segmenter = segmenter(self.vocabulary.num_classes)
+        for part in self.segmenter.modules():
+            if isinstance(part, PixelLoss):
+                part.bind(self.vocabulary)
         self.scores = nn.ModuleDict()
 
     def _metric(self) -> SegmentationIoU:
