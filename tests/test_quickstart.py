@@ -85,6 +85,7 @@ def test_no_two_streams_share_a_seed():
         for path in (folder / "regimes").glob("*.yaml")
     }
     assert regimes.pop("f_supervised") == {"42"} <= set(seeds)  # the quickstart's own bound
+    assert regimes.pop("test") == {"41", "43"}  # the quickstart's own column and another
     assert regimes["1_images"] == {"61", "62", "63"}
     assert not set(seeds) & set().union(*regimes.values())
 

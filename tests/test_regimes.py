@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +10,9 @@ import pytest
 import yaml
 from rich.console import Console
 
+from ovseg.__main__ import main
 from ovseg.compare import Stream
+from ovseg.embedded import locate
 from ovseg.steps import write_text
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -109,3 +112,22 @@ def test_only_whole_runs_count_and_are_shown(regimes, tmp_path, monkeypatch, cap
     printed = capsys.readouterr().out
     assert "scenes of two objects, 1 runs" in printed
     assert "50.0 ± 0.0" in printed and "+0.0 of the 0.0 from C to F" in printed
+
+
+def test_the_whole_chain_at_a_small_size(regimes, tmp_path, capsys, monkeypatch):
+    """Every command as it is run, in one process, of 48 images and 3 training steps each."""
+    run, out = tmp_path / "run", tmp_path / "out" / "split-1_seed-0"
+    write_text(run / "quickstart.json", json.dumps({"split": "1", "seed": 0, "scale": 0.005}))
+    shutil.copytree(locate("clipart", "grounder"), run / "2_grounding" / "grounder")
+    alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
+    for step in regimes.plan(run, out):
+        assert main([*step.arguments, *alone]) == 0, step.name
+    known = json.loads((out / "pseudo" / "dataset.json").read_text())
+    facts = known["annotator"]
+    assert facts["others_compete"] is False and len(facts["requested_classes"]) == 20
+    monkeypatch.setattr(regimes, "RESAMPLES", 100)
+    monkeypatch.setattr("sys.argv", ["regimes.py", "--show", "--out", str(out.parent)])
+    regimes.main()
+    assert "scenes of one and two objects, 1 runs" in capsys.readouterr().out
+    result = json.loads((out.parent / "regimes.json").read_text())
+    assert set(result) == {"both", "drawn"} and result["both"]["runs"] == [out.name]
