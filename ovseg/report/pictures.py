@@ -12,8 +12,9 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from ovseg.structures import IGNORE
+from ovseg.structures import IGNORE, Batch
 
 Palette = Sequence[tuple[int, int, int]]
 
@@ -31,6 +32,28 @@ class Picture:
     image: np.ndarray
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     caption: str = ""
+
+    @classmethod
+    def of(cls, batch: Batch, row: int, **maps: Tensor) -> Picture:
+        """Copy an image of a batch, without the padding that its neighbours gave it.
+
+        Args:
+            batch: Images, their sizes if they were padded, and their prompts if they have some.
+            row: Which image.
+            maps: Its label maps ``(H, W)`` by title, padded as the image is.
+        """
+        image = batch.images[row].permute(1, 2, 0)
+        whole = tuple(image.shape[:2])
+        height, width = whole if batch.sizes is None else batch.sizes[row].tolist()
+
+        def own(values: Tensor) -> np.ndarray:
+            return values[:height, :width].cpu().numpy().copy()
+
+        return cls(
+            image=own(image),
+            maps={title: own(labels) for title, labels in maps.items()},
+            caption=batch.requests[row].prompt if batch.requests else "",
+        )
 
     def save(self, folder: str | Path, key: str) -> None:
         """Write ``KEY.json``, ``KEY.image.png`` and ``KEY.<title>.png`` (ids) into the folder."""
