@@ -89,7 +89,8 @@ class CLI(LightningCLI):
         return scored and not self.trainer.fast_dev_run
 
     def before_test(self) -> None:
-        """Leave out Lightning's table of what was logged where ours follow."""
+        """Leave out Lightning's table where ours follow, and what only goes on in `fit`."""
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
         if self._has_tables():
             self.config_init.test.verbose = False
 

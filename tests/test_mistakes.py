@@ -18,7 +18,8 @@ from ovseg.callbacks.pictures import TestPictures
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.metrics import confusion_iou
 from ovseg.modules.segmentation import SegmentationModule
-from ovseg.report.pictures import load_pictures
+from ovseg.protocol import Protocol
+from ovseg.report.pictures import IGNORED, load_pictures
 from ovseg.vocabulary import Vocabulary
 
 CLIPART = Vocabulary.load("clipart")
@@ -123,6 +124,13 @@ def test_images_are_shown_without_padding(tmp_path):
     stored = load_pictures(tmp_path / "pictures" / "val")
     assert [picture.image.shape for picture in stored] == [(4, 9, 3), (7, 5, 3)]
     assert all(labels.shape == p.image.shape[:2] for p in stored for labels in p.maps.values())
+
+
+@pytest.mark.parametrize("name", ["clipart_1", "voc_zs3", "coco_65_15", "coco_stuff_156_15"])
+def test_what_is_ignored_looks_like_no_class(name):
+    protocol = Protocol.load(name)
+    palette = np.array(Vocabulary.load(protocol.vocabulary, protocol.split).palette)
+    assert np.abs(palette - IGNORED).max(axis=1).min() >= 32  # VOC's car is grey
 
 
 def test_none_asked_for_and_none_to_score(maps, tmp_path):

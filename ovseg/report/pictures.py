@@ -18,6 +18,9 @@ from ovseg.structures import IGNORE, Batch
 
 Palette = Sequence[tuple[int, int, int]]
 
+IGNORED = (224, 224, 192)
+"""Colour of pixels that are ignored, as PASCAL VOC paints them; no shipped class looks like it."""
+
 
 @dataclass
 class Picture:
@@ -92,8 +95,8 @@ def data_uri(pixels: np.ndarray) -> str:
 
 
 def colorize(labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint a label map: ``(H, W)`` ids to ``(H, W, 3)`` uint8; ignored pixels are grey."""
-    table = np.full((256, 3), 128, dtype=np.uint8)
+    """Paint a label map: ``(H, W)`` ids to ``(H, W, 3)`` uint8, what has no class as `IGNORED`."""
+    table = np.full((256, 3), IGNORED, dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     return table[np.minimum(labels, IGNORE).astype(np.uint8)]
 
