@@ -66,16 +66,17 @@ def interleave(
     seconds: dict[str, list[float]] = {name: [] for name in cases}
     for turn in range(repeats + 1):
         for name, work in cases.items():
-            _wait(device)
+            wait(device)
             start = clock()
             work()
-            _wait(device)
+            wait(device)
             if turn:
                 seconds[name].append(clock() - start)
     return seconds
 
 
-def _wait(device: str) -> None:
+def wait(device: str) -> None:
+    """Wait for a GPU's work."""
     if torch.device(device).type == "cuda":
         torch.cuda.synchronize(device)
 

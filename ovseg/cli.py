@@ -78,14 +78,26 @@ class CLI(LightningCLI):
 
     def _then_test(self, ckpt_path: str | None) -> None:
         if self._get(self.config, "then_test"):
-            self.trainer.test(self.model, datamodule=self.datamodule, ckpt_path=ckpt_path)
+            verbose = not self._has_tables()
+            data = self.datamodule
+            self.trainer.test(self.model, datamodule=data, ckpt_path=ckpt_path, verbose=verbose)
             self.after_test()
+
+    def _has_tables(self) -> bool:
+        """Whether a test ends with tables of ours, which say more than Lightning's."""
+        scored = isinstance(self.model, SegmentationModule | GroundingModule)
+        return scored and not self.trainer.fast_dev_run
+
+    def before_test(self) -> None:
+        """Leave out Lightning's table where ours follow, and what only goes on in `fit`."""
+        warnings.filterwarnings("ignore", message="The dirpath has changed from")
+        if self._has_tables():
+            self.config_init.test.verbose = False
 
     def after_test(self) -> None:
         """Print the tables of what was scored."""
         model, path = self.model, Path(self.trainer.default_root_dir) / RESULTS
-        scored = isinstance(model, SegmentationModule | GroundingModule)
-        if not scored or not self.trainer.is_global_zero or self.trainer.fast_dev_run:
+        if not self._has_tables() or not self.trainer.is_global_zero:
             return
         results = json.loads(path.read_text(encoding="utf-8"))
         if isinstance(model, SegmentationModule):

@@ -107,7 +107,7 @@ DATA, MODEL = "--data.init_args.", "--model.init_args."
         ([DATA + "batch_size=0"], ["batch_size must be >= 1, got 0"]),
         ([DATA + "batch_size=many"], ["data.batch_size", "int", "many"]),
         ([DATA + "split=9"], ["no split '9'", "1, 2, 3"]),
-        ([DATA + "vocabulary=vok"], ["'vok'", "clipart, coco_stuff, voc"]),
+        ([DATA + "vocabulary=vok"], ["'vok'", "clipart, coco, coco_stuff, voc"]),
         ([DATA + "batches=3"], ["'batches' is not accepted"]),
         ([DATA + "train=ovseg.data.live.NoStream"], ["NoStream"]),
         ([DATA + "train=ovseg.vocabulary.Vocabulary"], ["Vocabulary", "not", "Stream"]),
@@ -240,7 +240,8 @@ def test_every_shipped_configuration_parses(path, stage, capfd):
     elif path.parent.name == "annotated":  # changes of stage 1
         layers = ["-c", str(path.with_name("voc_sd15.yaml")), "-c", str(path)]
     elif "grounder" in content.get("model", {}).get("init_args", {}):  # another grounder
-        (base,) = path.parent.glob("*_grounding.yaml" if path.stem[0] == "2" else "*_fusion.yaml")
+        base = "*_grounding.yaml" if path.stem[0] == "2" else "voc*_fusion.yaml"
+        (base,) = path.parent.glob(base)
         layers = ["-c", str(base), "-c", str(path)]
     else:
         layers = ["-c", stage, "-c", str(path)]

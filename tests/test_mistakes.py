@@ -1,18 +1,25 @@
 """What a segmenter gets wrong: confusions and worst images of a test."""
 
+import base64
 import csv
+import io
 import re
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from test_segmentation_module import ADAM, Painted, Pictures
+from test_segmentation_views import Brightest, Unequal
 from toy_data import quiet_trainer
 
 from ovseg.callbacks.mistakes import TestMistakes
+from ovseg.callbacks.pictures import TestPictures
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.metrics import confusion_iou
 from ovseg.modules.segmentation import SegmentationModule
+from ovseg.protocol import Protocol
+from ovseg.report.pictures import IGNORED, load_pictures
 from ovseg.vocabulary import Vocabulary
 
 CLIPART = Vocabulary.load("clipart")
@@ -101,6 +108,29 @@ def test_equals_come_in_the_order_of_their_numbers(tmp_path):
         ("0", "100.0"),
     ]
     assert 'class="unseen"><i style="background:#0082c8"></i>boat 100.0' in page
+
+
+def test_images_are_shown_without_padding(tmp_path):
+    pictures = [(3, torch.full((4, 9), 3)), (1, torch.full((7, 5), 2)), (2, torch.full((2, 3), 4))]
+    source = SyntheticDataModule("clipart", "1", 3, test={"val": Unequal(pictures)})
+    model = SegmentationModule(Brightest, ADAM, vocabulary=source.vocabulary)
+    callbacks = [TestMistakes(3), TestPictures(count=2)]
+    quiet_trainer(tmp_path, callbacks=callbacks).test(model, source, verbose=False)
+    page = (tmp_path / "worst_val.html").read_text()
+    uris = re.findall(r'src="data:image/\w+;base64,([^"]+)"', page)
+    sizes = [Image.open(io.BytesIO(base64.b64decode(uri))).size for uri in uris]
+    assert sizes == [(5, 7)] * 3 + [(3, 2)] * 3 + [(9, 4)] * 3
+    assert "not scored" not in page  # what padding was called
+    stored = load_pictures(tmp_path / "pictures" / "val")
+    assert [picture.image.shape for picture in stored] == [(4, 9, 3), (7, 5, 3)]
+    assert all(labels.shape == p.image.shape[:2] for p in stored for labels in p.maps.values())
+
+
+@pytest.mark.parametrize("name", ["clipart_1", "voc_zs3", "coco_65_15", "coco_stuff_156_15"])
+def test_what_is_ignored_looks_like_no_class(name):
+    protocol = Protocol.load(name)
+    palette = np.array(Vocabulary.load(protocol.vocabulary, protocol.split).palette)
+    assert np.abs(palette - IGNORED).max(axis=1).min() >= 32  # VOC's car is grey
 
 
 def test_none_asked_for_and_none_to_score(maps, tmp_path):

@@ -44,7 +44,7 @@ def test_rows_beside_the_standard_protocol():
     assert (rows["SPNet"].seen, rows["SPNet"].unseen, rows["SPNet"].harmonic) == (77.8, 25.8, 38.8)
     assert (rows["Li et al., C"].unseen, rows["Li et al., C"].incomparable) == (63.2, None)
     assert [m for m, row in rows.items() if row.incomparable] == ["STRICT"]
-    for name in ("voc_1", "voc_zs3net_4", "coco_stuff_156_15"):
+    for name in ("voc_1", "voc_zs3net_4", "coco_65_15", "coco_stuff_156_15"):
         assert all(row.incomparable for row in Protocol.load(name).published)
 
 

@@ -109,6 +109,8 @@ def test_coco_stuff_is_its_vocabulary():
     write("coco_stuff_val", every_id(171))
     labels = load("coco_stuff_val", Vocabulary.load("coco_stuff", "zs3"))[[0]].labels[0, 0]
     assert labels.tolist() == [*range(1, 172), 255]
+    objects = load("coco_stuff_val", Vocabulary.load("coco", "65_15"))[[0]].labels[0, 0]
+    assert objects.tolist() == [*range(1, 81), *[255] * 92]
 
 
 @pytest.mark.parametrize(("name", "count"), [("pascal_context_val", 59), ("ade20k_val", 150)])

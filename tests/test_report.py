@@ -174,7 +174,7 @@ def test_overlay_outlines_the_mask_but_not_along_the_border():
 
 def test_colorize_paints_classes_and_ignore(vocabulary):
     painted = colorize(np.array([[0, 1, 255]]), vocabulary.palette)
-    assert painted.tolist() == [[[0, 0, 0], [230, 25, 75], [128, 128, 128]]]
+    assert painted.tolist() == [[[0, 0, 0], [230, 25, 75], [224, 224, 192]]]
 
 
 def test_colours_of_voc():

@@ -50,6 +50,8 @@ def test_the_papers_rows_stand_beside_its_vocabulary_and_split():
     assert values[5:10] == [90.3, 83.1, 79.1, 67.9, 55.7]
     assert values[10:] == [90.2, 83.2, 78.9, 66.1, 57.9]
     assert len(published(Vocabulary.load("voc", "2"))) == 2
+    coco = published(Vocabulary.load("coco", "65_15"))
+    assert [row.columns["two_unseen"] for row in coco] == [40.8, 44.4]
     assert published(Vocabulary.load("clipart")) == []
 
 

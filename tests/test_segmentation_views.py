@@ -1,6 +1,7 @@
 """Stage 4: what a segmenter is shown, in training and in tests."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -105,7 +106,7 @@ def test_labels_are_ignored_at_their_borders(tmp_path):
         SegmentationModule(Kept, ADAM, ignore_band=-1, **facts)
 
 
-def test_all_of_it_by_yaml(tmp_path, monkeypatch):
+def test_all_of_it_by_yaml(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     own = config()
     arguments = own["model"]["init_args"]
@@ -137,3 +138,8 @@ def test_all_of_it_by_yaml(tmp_path, monkeypatch):
     assert main(["fit", "-c", "stage.yaml", "--then_test", "true"]) == 0
     found = json.loads((tmp_path / "run" / "results.json").read_text())["drawn"]["inference"]
     assert found == {"crop": 48, "stride": 32, "flips": False, "scales": [1.0, 1.5]}
+    (checkpoint,) = Path("run").rglob("*.ckpt")
+    assert main(["test", "-c", "stage.yaml", f"--ckpt_path={checkpoint}"]) == 0
+    printed = capsys.readouterr().out
+    assert printed.count("IoU of each class") == 2
+    assert "Test metric" not in printed  # Lightning's table of the same numbers

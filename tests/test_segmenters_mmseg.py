@@ -1,5 +1,6 @@
 import warnings
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -267,3 +268,26 @@ def test_a_missing_compiled_operator_is_named(operator, part, changes):
     with pytest.raises(ValueError, match=rf"compiled operator of mmcv, {operator}, .*install") as e:
         MMSegSegmenter(4, model=wanted)
     assert "\n" not in str(e.value)
+
+
+def test_losses_are_mmsegmentations_without_its_accuracy():
+    from mmseg.models.decode_heads.decode_head import BaseDecodeHead
+
+    head = {"type": "FCNHead", "in_channels": 8, "in_index": 0, "channels": 4, "num_classes": 21}
+    cross = {"type": "CrossEntropyLoss"}
+    two = [cross, {**cross, "loss_name": "loss_more", "loss_weight": 0.5}, cross]
+    hard = {"type": "OHEMPixelSampler", "thresh": 0.9, "min_kept": 50}
+    heads = [{**head, "loss_decode": two}, {**head, "sampler": hard, "align_corners": True}]
+    torch.manual_seed(0)
+    network = MMSegSegmenter(21, model=model(auxiliary_head=heads)).model
+    labels = torch.randint(0, 21, (2, 1, 16, 21))
+    labels[0, :, :4] = 255
+    samples = [SimpleNamespace(gt_sem_seg=SimpleNamespace(data=one)) for one in labels]
+    for part in network.auxiliary_head:
+        logits = torch.randn(2, 21, 6, 11)
+        theirs = BaseDecodeHead.loss_by_feat(part, logits, samples)
+        assert theirs.pop("acc_seg").shape == (1,)
+        ours = part.loss_by_feat(logits, samples)
+        assert set(ours) == set(theirs)
+        for name, value in theirs.items():
+            torch.testing.assert_close(ours[name], value, rtol=0, atol=0)

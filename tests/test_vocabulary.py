@@ -75,7 +75,10 @@ def test_every_word_of_a_class_leads_to_its_id(word):
     assert Vocabulary.load("voc").id_of(word) == 16
 
 
-@pytest.mark.parametrize(("name", "split"), [("clipart", 1), ("voc", 1), ("coco_stuff", "zs3")])
+SHIPPED = [("clipart", 1), ("voc", 1), ("coco", "65_15"), ("coco_stuff", "zs3")]
+
+
+@pytest.mark.parametrize(("name", "split"), SHIPPED)
 def test_no_word_means_two_classes(name, split):
     vocabulary = Vocabulary.load(name, split)
     words = [{c.key, c.name, c.plural, *c.synonyms} for c in vocabulary.classes]
@@ -98,6 +101,16 @@ def test_coco_stuff_has_the_classes_of_mmsegmentation():
     unseen = "cow suitcase giraffe frisbee skateboard carrot scissors".split()
     stuff = "cardboard clouds grass playingfield river road tree wall-concrete".split()
     assert {coco[i].key for i in coco.unseen} == {*unseen, *stuff}
+
+
+def test_coco_is_the_things_of_coco_stuff():
+    coco, whole = Vocabulary.load("coco", "65_15"), Vocabulary.load("coco_stuff", "zs3")
+    assert coco.classes == whole.classes[:80]
+    assert coco.classes[-1].key == "toothbrush"
+    assert (len(coco.seen), len(coco.unseen)) == (65, 15)
+    unseen = "airplane bear cat fork frisbee mouse sandwich snowboard suitcase toaster toilet train"
+    two = {"parking meter", "hot dog", "hair drier"}
+    assert {coco[i].key for i in coco.unseen} == {*unseen.split(), *two}
 
 
 def test_coco_stuff_has_names_for_prompts():
@@ -148,7 +161,7 @@ def test_unknown_class_names_the_nearest():
 def test_unknown_split_vocabulary_id_and_group():
     with pytest.raises(ValueError, match="no split '7'; choose one of 1, 2, 3, zs3"):
         Vocabulary.load("voc", "7")
-    with pytest.raises(ValueError, match="give one of clipart, coco_stuff, voc or"):
+    with pytest.raises(ValueError, match="give one of clipart, coco, coco_stuff, voc or"):
         Vocabulary.load("vok")
     with pytest.raises(ValueError, match="class id 21 is outside 1..20"):
         Vocabulary.load("voc")[21]

@@ -107,12 +107,8 @@ class Mistakes:
             if score != score or (full and (score, index) > self.images[-1].order):
                 continue
             found = zip(classes, iou[row].tolist(), strict=True)
-            maps = {"truth": labels[row], "prediction": predictions[row]}
-            picture = Picture(
-                image=batch.images[row].permute(1, 2, 0).cpu().numpy(),
-                maps={title: ids.to(torch.uint8).cpu().numpy() for title, ids in maps.items()},
-                caption=batch.requests[row].prompt if batch.requests else "",
-            )
+            truth, said = labels[row].to(torch.uint8), predictions[row].to(torch.uint8)
+            picture = Picture.of(batch, row, truth=truth, prediction=said)
             values = {class_id: value for class_id, value in found if value == value}
             self.images = self._first([*self.images, WorstImage(score, index, values, picture)])
 

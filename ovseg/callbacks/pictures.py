@@ -49,9 +49,5 @@ class TestPictures(Callback):
         folder = Path(trainer.default_root_dir) / "pictures" / stream
         predictions = pl_module.predict_step(batch, batch_idx)
         for row in rows:
-            maps = {"truth": batch.labels[row], "prediction": predictions[row]}
-            Picture(
-                image=batch.images[row].permute(1, 2, 0).cpu().numpy(),
-                maps={title: labels.cpu().numpy() for title, labels in maps.items()},
-                caption=batch.requests[row].prompt if batch.requests else "",
-            ).save(folder, f"{int(batch.indices[row]):06d}")
+            picture = Picture.of(batch, row, truth=batch.labels[row], prediction=predictions[row])
+            picture.save(folder, f"{int(batch.indices[row]):06d}")

@@ -213,8 +213,9 @@ def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
                     f"no {dataset.get('type')} in {Path(root).absolute()}: {_what(error, dataset)}"
                 ) from None
             except (KeyError, TypeError, ValueError) as error:
+                root = Path(dataset.get("data_root") or ".").absolute()
                 raise ValueError(
-                    f"cannot build the dataset {dict(dataset)} (is it empty?): {error}"
+                    f"cannot build {dataset.get('type')} in {root} (is it empty?): {error}"
                 ) from None
 
 

@@ -13,9 +13,6 @@ from ovseg.vocabulary import Vocabulary
 MOST = 40
 """Most classes that a picture shows."""
 
-MOST_NUMBERS = 25
-"""Most classes of which the cells are numbered."""
-
 UNSEEN = "#b0480f"
 
 
@@ -71,15 +68,15 @@ def draw(matrix: np.ndarray, vocabulary: Vocabulary, title: str) -> bytes:
     for labels in (axes.get_xticklabels(), axes.get_yticklabels()):
         for class_id, label in zip(ids, labels, strict=True):
             label.set_color(UNSEEN if class_id in vocabulary.unseen else "black")
-    if len(ids) <= MOST_NUMBERS:
-        _number(axes, cells)
+    _number(axes, cells)
     first = next((place for place, i in enumerate(ids) if i in vocabulary.unseen), None)
     if first is not None:
         axes.axhline(first - 0.5, color=UNSEEN, linewidth=1.2)
         axes.axvline(first - 0.5, color=UNSEEN, linewidth=1.2)
     total = vocabulary.num_classes - (0 not in ids)
     part = "" if len(ids) == total else f" (the {len(ids)} most confused of {total})"
-    axes.set(xlabel="prediction", ylabel="truth", title=f"{title}{part}")
+    truth = "truth (grey: does not occur)" if np.isnan(cells).any() else "truth"
+    axes.set(xlabel="prediction", ylabel=truth, title=f"{title}{part}")
     figure.colorbar(image, ax=axes, shrink=0.6, label="% of the truth's pixels")
     content = BytesIO()
     figure.savefig(content, format="png", dpi=110, metadata={"Software": None})

@@ -12,10 +12,14 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image
+from torch import Tensor
 
-from ovseg.structures import IGNORE
+from ovseg.structures import IGNORE, Batch
 
 Palette = Sequence[tuple[int, int, int]]
+
+IGNORED = (224, 224, 192)
+"""Colour of pixels that are ignored, as PASCAL VOC paints them; no shipped class looks like it."""
 
 
 @dataclass
@@ -31,6 +35,28 @@ class Picture:
     image: np.ndarray
     maps: dict[str, np.ndarray] = field(default_factory=dict)
     caption: str = ""
+
+    @classmethod
+    def of(cls, batch: Batch, row: int, **maps: Tensor) -> Picture:
+        """Copy an image of a batch, without the padding that its neighbours gave it.
+
+        Args:
+            batch: Images, their sizes if they were padded, and their prompts if they have some.
+            row: Which image.
+            maps: Its label maps ``(H, W)`` by title, padded as the image is.
+        """
+        image = batch.images[row].permute(1, 2, 0)
+        whole = tuple(image.shape[:2])
+        height, width = whole if batch.sizes is None else batch.sizes[row].tolist()
+
+        def own(values: Tensor) -> np.ndarray:
+            return values[:height, :width].cpu().numpy().copy()
+
+        return cls(
+            image=own(image),
+            maps={title: own(labels) for title, labels in maps.items()},
+            caption=batch.requests[row].prompt if batch.requests else "",
+        )
 
     def save(self, folder: str | Path, key: str) -> None:
         """Write ``KEY.json``, ``KEY.image.png`` and ``KEY.<title>.png`` (ids) into the folder."""
@@ -69,8 +95,8 @@ def data_uri(pixels: np.ndarray) -> str:
 
 
 def colorize(labels: np.ndarray, palette: Palette) -> np.ndarray:
-    """Paint a label map: ``(H, W)`` ids to ``(H, W, 3)`` uint8; ignored pixels are grey."""
-    table = np.full((256, 3), 128, dtype=np.uint8)
+    """Paint a label map: ``(H, W)`` ids to ``(H, W, 3)`` uint8, what has no class as `IGNORED`."""
+    table = np.full((256, 3), IGNORED, dtype=np.uint8)
     table[: len(palette)] = np.asarray(palette, dtype=np.uint8)
     return table[np.minimum(labels, IGNORE).astype(np.uint8)]
 

@@ -10,7 +10,7 @@ from PIL import Image
 
 from ovseg.report.dataset_page import thumbnail
 from ovseg.report.page import load_template, load_text
-from ovseg.report.pictures import Picture, colorize, data_uri
+from ovseg.report.pictures import IGNORED, Picture, colorize, data_uri
 from ovseg.structures import IGNORE
 from ovseg.vocabulary import Vocabulary
 
@@ -71,7 +71,7 @@ def _small(pixels: np.ndarray) -> np.ndarray:
 def _legend(maps, vocabulary: Vocabulary) -> list[tuple[int, str, str]]:
     """Return id, name and colour of what occurs in label maps."""
     ids = sorted({int(i) for labels in maps for i in np.unique(labels)})
-    colors = [(128, 128, 128) if i == IGNORE else vocabulary.palette[i] for i in ids]
+    colors = [IGNORED if i == IGNORE else vocabulary.palette[i] for i in ids]
     names = ["not scored" if i == IGNORE else vocabulary.names[i] for i in ids]
     painted = ("#{:02x}{:02x}{:02x}".format(*rgb) for rgb in colors)
     return list(zip(ids, names, painted, strict=True))

@@ -24,7 +24,7 @@ from ovseg.embedded import locate
 from ovseg.errors import importing_mmseg
 from ovseg.losses_segmentation import PixelLoss
 from ovseg.segmenters.base import Segmenter
-from ovseg.segmenters.mmseg_losses import replace_losses
+from ovseg.segmenters.mmseg_losses import leave_out_accuracy, replace_losses
 from ovseg.segmenters.mmseg_weights import load_backbone, load_network
 from ovseg.segmenters.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from ovseg.structures import IGNORE
@@ -89,6 +89,7 @@ class MMSegSegmenter(Segmenter):
         self.upscale = upscale
         self.normalise = Normalise(mean, std)
         self.model = _build(cfg)
+        leave_out_accuracy(self.model)
         if loss is not None:
             replace_losses(self.model, loss)
         if pretrained is not None:
