@@ -182,11 +182,13 @@ def test_a_cut_file_of_the_cache_is_fetched_again(server, dataset, tmp_path):
     assert torch.equal(stream[[5]].images, open_stream(dataset)[[5]].images)
 
 
-def test_what_was_found_is_known_after_all_shards(server, dataset, tmp_path):
+def test_what_was_found_is_known_before_a_shard_is_fetched(server, dataset, tmp_path):
     streams = [FoundStream(f"{server.url}/toy", **cache(tmp_path)), FoundStream(str(dataset))]
     for stream in streams:
         stream.bind(Vocabulary.load("clipart", "1"))
-    assert streams[0].positions == streams[1].positions
+    assert len(streams[0]) == len(streams[1]) and server.asked == ["dataset.json"]
+    assert streams[0][[0]].requests == streams[1][[0]].requests
+    assert server.asked == ["dataset.json", "shard-000000.tar"]
 
 
 @pytest.mark.parametrize(

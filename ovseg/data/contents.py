@@ -27,7 +27,8 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
         records = read_records(folder / name)
         for record in records:
             _count(record, keys, classes, pairs)
-        kept[name] = _file_facts(folder / name, len(records))
+        whole = sum(all(facts.found for facts in record.facts) for record in records)
+        kept[name] = {**_file_facts(folder / name, len(records)), "all_found": whole}
         total += shard_yield(folder, number)
         if config.get("rejected") is not None:
             path = folder / REJECTED / name
