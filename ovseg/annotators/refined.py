@@ -105,15 +105,17 @@ def vote(labels: np.ndarray, least: float, numbers: np.ndarray | None = None) ->
     import cv2  # needs libGL, which whoever only reads datasets may lack
 
     labels = labels.copy()
-    for region in sorted(_small(labels, least), key=lambda region: region.size):
-        here = labels[region.place]
-        around = cv2.dilate(region.mask, np.ones((3, 3), np.uint8)) > region.mask
-        winner = int(np.bincount(here[around]).argmax())
-        inside = region.mask > 0
-        if numbers is not None:
-            near = numbers[region.place]
-            near[inside] = np.bincount(near[around & (here == winner)]).argmax() if winner else 0
-        here[inside] = winner
+    while small := _small(labels, least):  # again, for one that took another in is not whole
+        for region in sorted(small, key=lambda region: region.size):
+            here = labels[region.place]
+            around = cv2.dilate(region.mask, np.ones((3, 3), np.uint8)) > region.mask
+            winner = int(np.bincount(here[around]).argmax())
+            inside = region.mask > 0
+            if numbers is not None:
+                near = numbers[region.place]
+                theirs = near[around & (here == winner)]
+                near[inside] = np.bincount(theirs).argmax() if winner else 0
+            here[inside] = winner
     return labels
 
 
