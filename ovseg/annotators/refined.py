@@ -105,10 +105,13 @@ def vote(labels: np.ndarray, least: float, numbers: np.ndarray | None = None) ->
     import cv2  # needs libGL, which whoever only reads datasets may lack
 
     labels = labels.copy()
-    while small := _small(labels, least):  # again, for one that took another in is not whole
+    while small := _small(labels, least):
+        given = np.zeros(labels.shape, dtype=bool)
         for region in sorted(small, key=lambda region: region.size):
             here = labels[region.place]
             around = cv2.dilate(region.mask, np.ones((3, 3), np.uint8)) > region.mask
+            if given[region.place][around].any():
+                continue  # it may have grown: the next round looks at it anew
             winner = int(np.bincount(here[around]).argmax())
             inside = region.mask > 0
             if numbers is not None:
@@ -116,6 +119,7 @@ def vote(labels: np.ndarray, least: float, numbers: np.ndarray | None = None) ->
                 theirs = near[around & (here == winner)]
                 near[inside] = np.bincount(theirs).argmax() if winner else 0
             here[inside] = winner
+            given[region.place][inside] = True
     return labels
 
 
