@@ -78,6 +78,7 @@ def check_sample(members, key, batch, row):
         **label_facts_of(mask, [e.class_id for e in request.entities]),
         "uncertain": [0.0] * number,
         "agreement": [-1.0] * number,
+        "clip": [-1.0] * number,
         "verdict": [""] * number,
         "timesteps": [1.0],
     }
