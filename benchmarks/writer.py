@@ -4,7 +4,8 @@
 
 Samples that are ready are written by the whole of `predict`, against encoding them alone. Then
 folders of tiny shards: how long `predict` takes to find out what is left to make, without and with
-a filter and a quota, and how long a stream takes to its first and to all of its samples.
+a filter and a quota, and how long a stream takes to its first and to all of its samples. What was
+kept of every shard is noted, as `predict` does; "recounted" is the quota without these notes.
 """
 
 from __future__ import annotations
@@ -25,13 +26,14 @@ from webdataset import TarWriter
 from ovseg.callbacks.shard_writer import ShardWriter
 from ovseg.cli import quiet
 from ovseg.data.base import WritableStream
-from ovseg.data.contents import describe_shards
+from ovseg.data.contents import COUNTS, describe_shards, note_yield
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.manifest import DATASET, prepare, write_json
 from ovseg.data.shard_file import REJECTED, shard_name
 from ovseg.data.shard_format import StoredSample, encode_sample
 from ovseg.data.shards import ShardStream
 from ovseg.data.sharing import claim, open_shards
+from ovseg.data.yields import Yield
 from ovseg.modules.dataset import DatasetModule
 from ovseg.structures import Annotation, Batch
 from ovseg.vocabulary import Vocabulary
@@ -93,9 +95,11 @@ def fill(folder: Path, sample: StoredSample, count: int) -> dict:
     buffer = io.BytesIO()
     with TarWriter(buffer, encoder=False, mtime=0) as tar:
         tar.write(encode_sample(sample))
+    counted = Yield.of([sample.record] * 2)  # one of them stands for the rejects
     for number in range(count):
-        for part in ("", REJECTED):
+        for part in (REJECTED, ""):
             (folder / part / shard_name(number)).write_bytes(buffer.getvalue())
+        note_yield(folder, number, counted)
     words = Vocabulary.load("clipart")
     facts = {"name": words.name, "digest": words.digest, "split": words.split}
     keys = ["background", *(c.key for c in words.classes)]
@@ -130,8 +134,10 @@ def starting(sample: StoredSample, count: int, folder: Path) -> dict[str, float]
     """Return seconds until the first new sample of a dataset with so many finished shards."""
     request, seconds = fill(folder, sample, count), {}
     kinds = {"plain": {}, "filtered": {"rejected": "drop"}}
-    kinds["quota"] = {"rejected": "drop", "quota": 10**6, "limit": 10**9}
+    kinds["quota"] = kinds["recounted"] = {"rejected": "drop", "quota": 10**6, "limit": 10**9}
     for kind, more in kinds.items():
+        if kind == "recounted":
+            (folder / COUNTS).unlink()
         asked = {**request, "config": {**request["config"], **more}}
         write_json(folder / "request.json", asked)
         seconds[kind] = timed(lambda asked=asked: start(folder, asked))

@@ -14,7 +14,7 @@ from ovseg.hub import hub_folder, is_hub_id
 from ovseg.pretrained import content, licence_in, quiet
 
 CONFIG, CARD = "config.json", "README.md"
-_KINDS = (".json", ".safetensors", ".txt")
+_KINDS = (".json", ".safetensors", ".txt", ".jinja", ".model")
 
 
 class Checkpoint:

@@ -39,6 +39,8 @@ def main(argv: Sequence[str]) -> None:
             print(json.dumps(_facts(request, vocabulary), ensure_ascii=False))
     else:
         _print(requests, vocabulary)
+        if counts := prompts.counts():
+            print(", ".join(f"{count} {how}" for how, count in counts.items()))
 
 
 def marked(request: Request) -> Text:

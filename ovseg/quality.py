@@ -35,6 +35,7 @@ class Facts(NamedTuple):
         uncertain: Share of the pixels above 0.25 in its soft mask that are under 0.75.
         border: Whether its label touches the border of the image.
         agreement: How far a second annotator agrees, in [0, 1], or None if none was asked.
+        clip: How similar CLIP finds image and name, in [0, 1], or None if it was not asked.
     """
 
     name: str
@@ -45,15 +46,16 @@ class Facts(NamedTuple):
     uncertain: float | None = None
     border: bool | None = None
     agreement: float | None = None
+    clip: float | None = None
 
 
 def facts_of(batch: Batch) -> list[list[Facts]]:
     """Return the facts of the entities of every sample of a completed batch."""
     annotation, labels = batch.annotation, batch.labels.cpu().numpy()
     scores, uncertain = _rounded(annotation.scores), _rounded(uncertain_share(annotation.masks))
-    found, agreement = batch.found.tolist(), None
-    if annotation.agreement is not None:
-        agreement = _rounded(annotation.agreement)
+    found = batch.found.tolist()
+    extras = {name: getattr(annotation, name) for name in ("agreement", "clip")}
+    asked = {name: _rounded(values) for name, values in extras.items() if values is not None}
     return [
         [
             Facts(
@@ -61,7 +63,7 @@ def facts_of(batch: Batch) -> list[list[Facts]]:
                 found=found[row][column],
                 score=scores[row][column],
                 uncertain=uncertain[row][column],
-                agreement=None if agreement is None else agreement[row][column],
+                **{name: values[row][column] for name, values in asked.items()},
                 **label_facts(labels[row], entity.class_id),
             )
             for column, entity in enumerate(request.entities)
@@ -132,6 +134,7 @@ class QualityFilter(Filter):
         min_agreement: Smallest agreement of two annotators.
         no_border: Whether the label must stay clear of the image's border.
         must_be_found: Whether every entity must be found.
+        min_clip: Smallest similarity of image and name; needs a `ClipScoreAnnotator`.
 
     Raises:
         ValueError: If a share lies outside of [0, 1], or max_components is not positive.
@@ -147,6 +150,7 @@ class QualityFilter(Filter):
         min_agreement: float | None = None,
         no_border: bool = False,
         must_be_found: bool = False,
+        min_clip: float | None = None,
     ) -> None:
         self.min_score = min_score
         self.min_area = min_area
@@ -156,6 +160,7 @@ class QualityFilter(Filter):
         self.min_agreement = min_agreement
         self.no_border = no_border
         self.must_be_found = must_be_found
+        self.min_clip = min_clip
         for name, bound in vars(self).items():
             if name == "max_components":
                 if bound is not None and bound < 1:
@@ -167,7 +172,7 @@ class QualityFilter(Filter):
         """Return every bound that an entity breaks.
 
         Raises:
-            ValueError: If agreement is asked for and no second annotator was.
+            ValueError: If agreement or CLIP is asked for and was not when the sample was made.
         """
         if not facts.found:
             return "not found" if self.must_be_found else ""
@@ -176,6 +181,10 @@ class QualityFilter(Filter):
                 "min_agreement needs an annotator that compares two; this one's samples have no "
                 "agreement: leave it out"
             )
+        if self.min_clip is not None and facts.clip is None:
+            raise ValueError(
+                "min_clip needs a ClipScoreAnnotator; these samples have none: leave it out"
+            )
         bounds = (
             (facts.score, "score", "<", self.min_score),
             (facts.area, "area", "<", self.min_area),
@@ -183,6 +192,7 @@ class QualityFilter(Filter):
             (facts.components, "components", ">", self.max_components),
             (facts.uncertain, "uncertain", ">", self.max_uncertain),
             (facts.agreement, "agreement", "<", self.min_agreement),
+            (facts.clip, "clip", "<", self.min_clip),
         )
         reasons = [
             f"{name} {value:g} {sign} {bound:g}"

@@ -88,7 +88,7 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float
                 for c in COLUMNS
             },
             "synthetic images generated": _generated(synthetic),
-            "synthetic images, all names found": len(synthetic.positions),
+            "synthetic images, all names found": len(synthetic),
         },
         "excluded": {
             "training": _percent(train.excluded),

@@ -155,7 +155,7 @@ def _write(
     lost = dropped and not any(verdict)
     if not lost:  # else it is still rejected for what was wrong before
         record = record._replace(verdict=verdict)
-    shard.write({**members, **encode_record(record)}, record.kept)
+    shard.write({**members, **encode_record(record)}, record)
     return lost
 
 

@@ -77,7 +77,7 @@ def status_of(folder: Path) -> Status:
     done = done_shards(folder, config)
     plan = plan_shards(folder, config)
     done_of_it = sorted(number for number in done if number < plan.shards)
-    so_far = sum((shard_yield(folder, number) for number in done_of_it), Yield())
+    so_far = Yield.sum(shard_yield(folder, number) for number in done_of_it)
     writing = _writing(folder)
     finished = (folder / DATASET).is_file() and len(done_of_it) == plan.shards
     state = "complete" if finished else "running" if writing else "stopped"
@@ -131,7 +131,7 @@ def _rate(folder: Path, done: set[int]) -> float | None:
     new = [number for number, at in times.items() if at > start]
     if not new:
         return None
-    made = sum((shard_yield(folder, number) for number in new), Yield())
+    made = Yield.sum(shard_yield(folder, number) for number in new)
     return (made.kept + made.rejected) / (max(times.values()) - start)
 
 

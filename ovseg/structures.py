@@ -179,6 +179,7 @@ class Annotation:
         found: ``(B, K)`` bool; a prompted entity that was not found carries no loss.
         instances: ``(B, H, W)`` int64 instance ids (0 = none), or None.
         agreement: ``(B, K)`` float in [0, 1], how far a second annotator agrees, or None.
+        clip: ``(B, K)`` float in [0, 1], how similar CLIP finds image and name, or None.
     """
 
     masks: Tensor
@@ -186,6 +187,7 @@ class Annotation:
     found: Tensor
     instances: Tensor | None = None
     agreement: Tensor | None = None
+    clip: Tensor | None = None
 
 
 class ShardPosition(NamedTuple):

@@ -14,5 +14,6 @@ def test_writer(monkeypatch, tmp_path):
     benchmark.main([*sizes, *counts, "--out", str(out)])
     result = json.loads(out.read_text())
     assert set(result["samples_per_second"]) == {"predict", "encode"}
-    assert set(result["seconds_to_the_first_new_sample"]) == {"plain", "filtered", "quota"}
+    kinds = {"plain", "filtered", "quota", "recounted"}
+    assert set(result["seconds_to_the_first_new_sample"]) == kinds
     assert result["seconds_of_reading"]["all"] > 0

@@ -192,7 +192,7 @@ def to_format_1(folder):
                 data = old.extractfile(member).read()
                 if member.name.endswith(".json"):
                     facts = json.loads(data)
-                    for key in ("area", "components", "uncertain", "border", "agreement"):
+                    for key in ("area", "components", "uncertain", "border", "agreement", "clip"):
                         del facts[key]
                     del facts["verdict"]
                     data = json.dumps(facts).encode()

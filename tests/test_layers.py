@@ -38,6 +38,7 @@ TRANSFORMERS = (
     "clipart.training",
     "pretrained",
     "checkpoint",
+    "data.prompts_language",
 )
 MATHS = ("losses", "losses_segmentation", "metrics", "controls", "augment", "augment_mmseg")
 MATHS += ("inference", "optim", "protocol", "results", "results_grounding")

@@ -50,11 +50,11 @@ def test_facts_of_random_maps_are_those_of_plain_loops(seed):
     random = torch.Generator().manual_seed(seed)
     labels = torch.randint(0, 4, (2, 9, 7), generator=random)
     masks = torch.rand(2, 3, 9, 7, generator=random)
-    scores, agreement = torch.rand(2, 2, 3, generator=random)
+    scores, agreement, clip = torch.rand(3, 2, 3, generator=random)
     asked = [(Entity(2, "a"), Entity(1, "b"), Entity(3, "c")), (Entity(3, "d"),)]
     requests = [Request(i, i, "", entities) for i, entities in enumerate(asked)]
     found = torch.tensor([[True, False, True], [True, False, False]])
-    annotation = Annotation(masks, scores, found, agreement=agreement)
+    annotation = Annotation(masks, scores, found, agreement=agreement, clip=clip)
     batch = Batch(torch.arange(2), requests, labels=labels, found=found, annotation=annotation)
     facts = facts_of(batch)
     assert [len(row) for row in facts] == [3, 1]
@@ -65,6 +65,7 @@ def test_facts_of_random_maps_are_those_of_plain_loops(seed):
         assert mine.name == entity.name and mine.found == found[row, column]
         assert mine.score == pytest.approx(scores[row, column].item(), abs=1e-6)
         assert mine.agreement == pytest.approx(agreement[row, column].item(), abs=1e-6)
+        assert mine.clip == pytest.approx(clip[row, column].item(), abs=1e-6)
         assert mine.area == pytest.approx(sum(map(sum, where.tolist())) / 63, abs=1e-6)
         assert mine.components == flooded(where)
         unsure = sum(p < 0.75 for p in likely) / len(likely)
@@ -96,6 +97,8 @@ def test_no_likely_pixel_is_not_uncertain():
         ({"max_components": 1}, {"components": 3}, "components 3 > 1"),
         ({"max_uncertain": 0.05}, {}, "uncertain 0.1 > 0.05"),
         ({"min_agreement": 0.9}, {}, "agreement 0.8 < 0.9"),
+        ({"min_clip": 0.25}, {"clip": 0.21}, "clip 0.21 < 0.25"),
+        ({"min_clip": 0.2}, {"clip": 0.21}, ""),
         ({"no_border": True}, {"border": True}, "at the border"),
         ({"must_be_found": True}, {"found": False}, "not found"),
         ({"min_area": 0.5, "min_score": 0.95}, {}, "score 0.9 < 0.95, area 0.2 < 0.5"),
@@ -116,6 +119,8 @@ def test_bounds_are_checked():
         QualityFilter(max_components=0)
     with pytest.raises(ValueError, match="min_agreement needs an annotator that compares two"):
         QualityFilter(min_agreement=0.5).judge(GOOD._replace(agreement=None))
+    with pytest.raises(ValueError, match="min_clip needs a ClipScoreAnnotator"):
+        QualityFilter(min_clip=0.2).judge(GOOD)
 
 
 class NoHouses(Filter):

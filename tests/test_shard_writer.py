@@ -78,6 +78,7 @@ def check_sample(members, key, batch, row):
         **label_facts_of(mask, [e.class_id for e in request.entities]),
         "uncertain": [0.0] * number,
         "agreement": [-1.0] * number,
+        "clip": [-1.0] * number,
         "verdict": [""] * number,
         "timesteps": [1.0],
     }
@@ -143,7 +144,7 @@ def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
     trainer.predict(
         DatasetModule(), data_module(predict={"data": live_stream()}), return_predictions=False
     )
-    names = ["request.json", "shard-000000.tar"]
+    names = ["counts.jsonl", "request.json", "shard-000000.tar"]
     assert sorted(contents(tmp_path / "out")) == names
     whole = write_dataset(tmp_path / "whole")
     assert contents(write_dataset(tmp_path / "out")) == contents(whole)
@@ -213,7 +214,7 @@ def test_a_full_disk_keeps_what_was_finished(tmp_path, monkeypatch):
     with pytest.raises(OSError, match="what was finished is kept: mend that and run the same"):
         write_dataset(tmp_path / "b")
     names = {path.name for path in (tmp_path / "b").iterdir()}
-    assert names == {"request.json", "shard-000000.tar"}
+    assert names == {"counts.jsonl", "request.json", "shard-000000.tar"}
     monkeypatch.undo()
     assert contents(write_dataset(tmp_path / "b")) == first
 

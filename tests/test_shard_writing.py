@@ -25,19 +25,30 @@ def names(folder):
     return sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
 
 
+def judged(index=3, verdict=""):
+    record = make_sample(index).record
+    return make_sample(index, record=record._replace(verdict=[verdict]))
+
+
+def put(shard, index=3, verdict=""):
+    sample = judged(index, verdict)
+    shard.write(encode_sample(sample), sample.record)
+
+
 @pytest.mark.parametrize(
     ("rejected", "parts"), [("drop", {"json"}), ("apart", set(members_of(make_sample())))]
 )
 def test_rejects_stand_in_a_file_beside(tmp_path, rejected, parts):
     with Shard(tmp_path, 3, rejected) as shard:
         for index in range(4):
-            shard.write(encode_sample(make_sample(index)), kept=index != 2)
+            put(shard, index, "area 0.125 < 0.2" if index == 2 else "")
+        assert (shard.counted.kept, shard.counted.rejected) == (3, 1)
         assert names(tmp_path) == ["rejected/shard-000003.tar.tmp", "shard-000003.tar.tmp"]
     assert names(tmp_path) == ["rejected/shard-000003.tar", "shard-000003.tar"]
     kept = list(read_members(tmp_path / "shard-000003.tar"))
-    assert kept == [members_of(make_sample(index)) for index in (0, 1, 3)]
+    assert kept == [members_of(judged(index)) for index in (0, 1, 3)]
     (sample,) = read_members(tmp_path / "rejected" / "shard-000003.tar")
-    whole = members_of(make_sample(2))
+    whole = members_of(judged(2, "area 0.125 < 0.2"))
     assert sample == {part: whole[part] for part in parts}
 
 
@@ -50,7 +61,7 @@ def test_the_rejects_get_their_name_first(tmp_path, monkeypatch):
 
 def test_a_failure_leaves_nothing(tmp_path):
     with pytest.raises(KeyboardInterrupt), Shard(tmp_path, 0, "drop") as shard:
-        shard.write(encode_sample(make_sample()), kept=True)
+        put(shard)
         raise KeyboardInterrupt
     assert names(tmp_path) == []
     with pytest.raises(
@@ -62,7 +73,7 @@ def test_a_failure_leaves_nothing(tmp_path):
 
 def test_without_a_filter_there_is_one_file(tmp_path):
     with Shard(tmp_path, 0) as shard:
-        shard.write(encode_sample(make_sample()), kept=True)
+        put(shard)
     assert names(tmp_path) == ["shard-000000.tar"]
 
 

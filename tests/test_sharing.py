@@ -9,8 +9,10 @@ from writers import run
 
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.manifest import prepare
+from ovseg.data.shard_format import Record
 from ovseg.data.sharing import claim, open_shards, publish, ranges, what_is_left
 from ovseg.modules.dataset import DatasetModule
+from ovseg.structures import Request
 
 SIZED = {"size": 59, "shard_size": 2}
 """30 shards, the last with one sample."""
@@ -65,7 +67,7 @@ def test_jobs_of_an_array_make_their_shares(tmp_path, capsys):
     ):
         array = {"job_index": job, "num_jobs": 3}
         write_dataset(folder, data_module(predict={"data": live_stream()}, **array))
-        names = ["request.json", *(f"shard-{number:06d}.tar" for number in shards)]
+        names = ["counts.jsonl", "request.json", *(f"shard-{number:06d}.tar" for number in shards)]
         assert sorted(contents(folder)) == names
         printed = capsys.readouterr().out.splitlines()
         assert len(printed) == 1 and said in printed[0]
@@ -94,7 +96,7 @@ def test_a_claim(tmp_path):
     assert claim(tmp_path, config, 1) is None
     assert open_shards(tmp_path, config) == [0, 2, 3, 4]
     assert open_shards(tmp_path, config, job_index=1, num_jobs=2) == [3]
-    held.write({"__key__": "0", "json": b"{}"}, kept=True)
+    held.write({"__key__": "0", "json": b"{}"}, Record(Request(0, 0, ""), [], [], []))
     publish(tmp_path, held)
     assert claim(tmp_path, config, 1) is None  # done
     dropped = claim(tmp_path, config, 0)

@@ -8,8 +8,10 @@ import sys
 import threading
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 
+import fsspec
 import pytest
 import torch
+from huggingface_hub import HfFileSystem
 from test_datamodule import Recorder
 from test_shards import open_stream
 from toy_data import contents, data_module, live_stream, quiet_trainer, write_dataset
@@ -26,22 +28,27 @@ SECOND = "shard-000001.tar"
 
 
 class Server(ThreadingHTTPServer):
-    """Serves a folder; ``cut[name]`` answers about a file end halfway."""
+    """Serves a folder to who knows its signature; ``cut[name]`` answers end halfway."""
 
     def __init__(self, folder):
         super().__init__(("127.0.0.1", 0), functools.partial(Handler, directory=folder))
-        self.cut, self.asked = {}, []
+        self.cut, self.asked, self.signature = {}, [], ""
         self.url = f"http://127.0.0.1:{self.server_port}"
 
 
 class Handler(SimpleHTTPRequestHandler):
     def copyfile(self, source, outputfile):
-        data, name = source.read(), self.path.rpartition("/")[2]
+        data, name = source.read(), self.path.partition("?")[0].rpartition("/")[2]
         self.server.asked.append(name)
         if self.server.cut.get(name, 0) > 0:
             self.server.cut[name] -= 1
             data = data[: len(data) // 2]
         outputfile.write(data)
+
+    def send_head(self):
+        if self.path.partition("?")[2] != self.server.signature:
+            return self.send_error(403)
+        return super().send_head()
 
     def log_message(self, *_):
         pass
@@ -182,11 +189,55 @@ def test_a_cut_file_of_the_cache_is_fetched_again(server, dataset, tmp_path):
     assert torch.equal(stream[[5]].images, open_stream(dataset)[[5]].images)
 
 
-def test_what_was_found_is_known_after_all_shards(server, dataset, tmp_path):
+def test_what_was_found_is_known_before_a_shard_is_fetched(server, dataset, tmp_path):
     streams = [FoundStream(f"{server.url}/toy", **cache(tmp_path)), FoundStream(str(dataset))]
     for stream in streams:
         stream.bind(Vocabulary.load("clipart", "1"))
-    assert streams[0].positions == streams[1].positions
+    assert len(streams[0]) == len(streams[1]) and server.asked == ["dataset.json"]
+    assert streams[0][[0]].requests == streams[1][[0]].requests
+    assert server.asked == ["dataset.json", "shard-000000.tar"]
+
+
+def test_a_signature_goes_with_every_file_and_is_not_told(server, dataset, tmp_path):
+    server.signature = "sv=1&sig=a%2Bb%2F%3D"
+    stream = open_stream(f"{server.url}/toy/?{server.signature}", **cache(tmp_path))
+    expected = open_stream(dataset)[[5, 0]]
+    assert torch.equal(stream[[5, 0]].images, expected.images)
+    assert str(stream.source) == f"{server.url}/toy"
+    server.signature = "sv=1&sig=renewed"
+    again = open_stream(f"{server.url}/toy?{server.signature}", **cache(tmp_path))
+    assert again[[5, 0]].requests == expected.requests and server.asked.count(SECOND) == 1
+    for url, kind in ((f"{server.url}/toy?sig=no", OSError), (f"{server.url}/toy", OSError)):
+        with pytest.raises(kind, match="cannot fetch .*/toy/dataset.json in 3 .*403") as caught:
+            open_stream(url, **cache(tmp_path))
+        assert "sig=" not in str(caught.value)
+    with pytest.raises(FileNotFoundError, match="there is no .*/none/dataset.json$"):
+        open_stream(f"{server.url}/none?{server.signature}", **cache(tmp_path))
+
+
+@pytest.mark.parametrize("name", ["shard-000000.tar", "dataset.json"])
+def test_a_file_is_not_its_folder(name):
+    with pytest.raises(ValueError, match=f"https://host/{name} is a file: give the URL of the"):
+        ShardStream(f"https://host/{name}?sig=1")
+
+
+def test_any_file_system_of_fsspec(dataset, tmp_path):
+    memory = fsspec.filesystem("memory")
+    for name, data in contents(dataset).items():
+        memory.pipe(f"/bucket/toy/{name}", data)
+    try:
+        stream, local = open_stream("memory://bucket/toy", **cache(tmp_path)), open_stream(dataset)
+        batch, expected = stream[[9, 0, 4]], local[[9, 0, 4]]
+        assert batch.requests == expected.requests and torch.equal(batch.images, expected.images)
+        memory.rm("/bucket/toy/shard-000000.tar")
+        with pytest.raises(FileNotFoundError, match="there is no memory://bucket/toy/shard-000000"):
+            open_stream("memory://bucket/toy", cache_dir=str(tmp_path / "other"))[[0]]
+    finally:
+        memory.rm("/bucket", recursive=True)
+
+
+def test_the_hub_is_one_of_them():
+    assert isinstance(fetch._open("hf://datasets/owner/name/dataset.json")[0], HfFileSystem)
 
 
 @pytest.mark.parametrize(

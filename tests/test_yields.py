@@ -1,5 +1,6 @@
 """Counting what was kept, and the shards that a quota takes."""
 
+import json
 from collections import Counter
 
 import pytest
@@ -34,8 +35,10 @@ def test_counts_by_hand():
         "classes": {"cat": {"asked": 3, "kept": 1}, "dog": {"asked": 3, "kept": 1}},
         "reasons": {"area < 0.2": 2, "at the border": 1},
     }
-    assert (Yield() + total).describe("abc") == total.describe("abc")
-    assert (total + total).kept == 6 and (total + total).asked[2] == 6
+    twice = Yield.sum([total, total])
+    assert twice.kept == 6 and twice.asked[2] == 6 and twice.reasons["at the border"] == 2
+    assert total.kept == 3 and Yield.sum([]) == Yield()
+    assert Yield.from_dict(json.loads(json.dumps(vars(total)))) == total
 
 
 def shard(**gained):

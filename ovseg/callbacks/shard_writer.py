@@ -165,7 +165,7 @@ class ShardWriter(Callback):
         self._begun = shard
         with telling_where(folder / shard_name(place.shard)):
             for sample in samples_of(outputs, size, stream.filter):
-                self._claimed[shard].write(encode_sample(sample), sample.record.kept)
+                self._claimed[shard].write(encode_sample(sample), sample.record)
             if place.last:
                 publish(folder, self._claimed[shard])
                 del self._claimed[shard]

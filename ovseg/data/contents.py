@@ -5,13 +5,17 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from functools import cache
+from contextlib import suppress
+from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 
 from ovseg.data.shard_file import REJECTED, read_records, shard_name
 from ovseg.data.shard_format import Record
 from ovseg.data.yields import Yield
+
+COUNTS = "counts.jsonl"
+"""The file of a dataset that is not complete which tells of every finished shard what was kept."""
 
 
 def describe_shards(folder: Path, request: dict, shards: int) -> dict:
@@ -23,7 +27,8 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
         records = read_records(folder / name)
         for record in records:
             _count(record, keys, classes, pairs)
-        kept[name] = _file_facts(folder / name, len(records))
+        whole = sum(all(facts.found for facts in record.facts) for record in records)
+        kept[name] = {**_file_facts(folder / name, len(records)), "all_found": whole}
         total += shard_yield(folder, number)
         if config.get("rejected") is not None:
             path = folder / REJECTED / name
@@ -44,13 +49,44 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
 
 
 def shard_yield(folder: Path, number: int) -> Yield:
-    """Return what was kept and rejected of a finished shard."""
-    stamp = (folder / shard_name(number)).stat().st_mtime_ns
-    return _yield_of(folder, number, stamp)
+    """Return what was kept and rejected of a finished shard, as it was noted, or counted again."""
+    stamp, path = _stamp(folder / shard_name(number)), folder / COUNTS
+    with suppress(FileNotFoundError):
+        if (noted := _noted(path, _stamp(path)).get((number, *stamp))) is not None:
+            return noted
+    return _counted(folder, number, stamp)
+
+
+def note_yield(folder: Path, number: int, counted: Yield) -> None:
+    """Note what was kept and rejected of a finished shard, so that nobody need count it again.
+
+    Raises:
+        OSError: If it cannot be written.
+    """
+    line = {"shard": [number, *_stamp(folder / shard_name(number))], **vars(counted)}
+    with (folder / COUNTS).open("a", encoding="utf-8") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    """Return what tells a file from another of its name: bytes, and when it was written."""
+    facts = path.stat()
+    return facts.st_size, facts.st_mtime_ns
+
+
+@lru_cache(maxsize=4)
+def _noted(path: Path, stamp: tuple[int, int]) -> dict[tuple[int, ...], Yield]:
+    """Return what is noted, by number and stamp of the shard."""
+    found = {}
+    for line in path.read_bytes().splitlines():
+        with suppress(ValueError):  # a process was killed while it wrote the line
+            stored = json.loads(line)
+            found[tuple(stored["shard"])] = Yield.from_dict(stored)
+    return found
 
 
 @cache
-def _yield_of(folder: Path, number: int, stamp: int) -> Yield:
+def _counted(folder: Path, number: int, stamp: tuple[int, int]) -> Yield:
     paths = [folder / shard_name(number), folder / REJECTED / shard_name(number)]
     return Yield.of(record for path in paths if path.is_file() for record in read_records(path))
 

@@ -20,6 +20,8 @@ Result = TypeVar("Result")
 WAITS = (1.0, 4.0, 16.0)
 """Seconds before a file is asked for again."""
 
+WEB = ("http://", "https://")
+
 SILENCE = 60
 """Seconds after which a web server that sends nothing is given up."""
 
@@ -80,18 +82,29 @@ def fetch_file(url: str, path: Path, size: int, sha256: str) -> None:
         partial.unlink(missing_ok=True)
 
 
+def split_query(url: str) -> tuple[str, str]:
+    """Return a web address without its query, and the query with its question mark, or none."""
+    place, mark, query = url.partition("?")
+    return (place, mark + query) if place.startswith(WEB) else (url, "")
+
+
 def _patiently(url: str, action: Callable[[AbstractFileSystem, str], Result]) -> Result:
-    """Call an action with a URL's file system and path there, again if it fails."""
+    """Call an action with a URL's file system and path there, again if it fails.
+
+    Errors leave out the query of a web address, which may hold a signature.
+    """
+    shown, query = split_query(url)
     for attempt in count(1):
         system, path = _open(url)
         try:
             return action(system, path)
         except FileNotFoundError as error:
-            raise FileNotFoundError(f"there is no {url}") from error
+            raise FileNotFoundError(f"there is no {shown}") from error
         except Exception as error:  # every file system has errors of its own
             if attempt > len(WAITS):
                 what = " ".join(str(error).split()) or type(error).__name__
-                raise OSError(f"cannot fetch {url} in {attempt} attempts: {what}") from error
+                what = what.replace(query, "?...") if query else what
+                raise OSError(f"cannot fetch {shown} in {attempt} attempts: {what}") from error
             time.sleep(WAITS[attempt - 1])
 
 
@@ -99,20 +112,21 @@ def _open(url: str) -> tuple[AbstractFileSystem, str]:
     """Return the file system of a URL, made anew in a forked process, and the path there."""
     scheme = url.partition("://")[0]
     try:
-        return url_to_fs(url, **_options(scheme))
+        return url_to_fs(url, **_options(url))
     except ImportError as error:
         raise ImportError(f"cannot fetch {url}: {error}") from error
     except ValueError as error:
         raise ValueError(f"cannot fetch {url}: fsspec knows no {scheme}:// ({error})") from error
 
 
-def _options(scheme: str) -> dict[str, Any]:
-    if scheme not in ("http", "https"):
+def _options(url: str) -> dict[str, Any]:
+    if not url.startswith(WEB):
         return {}
     from aiohttp import ClientTimeout
 
     # by default a file may take five minutes, however fast it comes
-    return {"client_kwargs": {"timeout": ClientTimeout(None, None, SILENCE, SILENCE)}}
+    options = {"client_kwargs": {"timeout": ClientTimeout(None, None, SILENCE, SILENCE)}}
+    return {**options, "encoded": bool(split_query(url)[1])}  # a signature is sent as it stands
 
 
 def _compare(path: Path, size: int, sha256: str) -> None:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from bisect import bisect_right
 from functools import cached_property
+from itertools import accumulate
+from pathlib import Path
 
-from ovseg.data.shard_file import read_records
-from ovseg.data.shard_format import StoredSample
+from ovseg.data.shard_file import read_members
+from ovseg.data.shard_format import decode_record
 from ovseg.data.shards import ShardStream
 
 
@@ -17,14 +19,19 @@ class FoundStream(ShardStream):
     would call a missing object background. There may be none: `test` then has no score for the
     stream, `fit` refuses it. A filter (`ovseg.quality`) can keep them from being written at all.
 
+    `dataset.json` tells how many there are in each shard, so that a shard is read, or fetched, when
+    its first sample is needed; of datasets that were written before it did, all are read at once.
+
     Args:
-        path: Folder that `predict` wrote, or its URL: then every shard is fetched at once.
+        path: Folder that `predict` wrote, or its URL.
         limit: Take the first of these samples only.
         cache: See `ShardStream`.
+        max_damaged: See `ShardStream`. A sample whose JSON is damaged may stand among the found
+            ones, and counts when it is to be read.
         cache_dir: See `ShardStream`.
 
     Raises:
-        ValueError: If limit is not positive.
+        ValueError: If limit is not positive, or max_damaged no share.
     """
 
     def __init__(
@@ -32,31 +39,60 @@ class FoundStream(ShardStream):
         path: str,
         limit: int | None = None,
         cache: bool = False,
+        max_damaged: float = 0.0,
         cache_dir: str | None = None,
     ) -> None:
-        super().__init__(path, cache=cache, cache_dir=cache_dir)
-        if limit is not None and limit < 1:
-            raise ValueError(f"limit must be >= 1 or null, got {limit}")
-        self.most = limit
+        super().__init__(path, limit, cache, max_damaged, cache_dir)
+        self._rows: dict[str, list[int]] = {}
 
     @cached_property
-    def positions(self) -> list[int]:
-        """Positions in the folder of all samples in which every name was found."""
-        found = [
-            all(facts.found for facts in record.facts)
-            for name, count in self._shards
-            for record in read_records(self.source.shard(name), count)
-        ]
-        return [position for position, all_found in enumerate(found) if all_found]
+    def _ends(self) -> list[int]:
+        """Position after the last of these samples of every shard."""
+        return list(accumulate(self._count(name) for name, _ in self._shards))
 
     @property
     def excluded(self) -> float:
         """Share of the folder's samples in which a name was not found."""
-        samples = super().__len__()
-        return 1 - len(self.positions) / samples if samples else 0.0
+        samples = sum(count for _, count in self._shards)
+        return 1 - self._ends[-1] / samples if samples else 0.0
 
-    def __len__(self) -> int:
-        return len(self.positions[: self.most])
+    def _count(self, name: str) -> int:
+        """Return how many samples of a shard are of these."""
+        noted = self.manifest["shards"][name].get("all_found")
+        return len(self._rows_of(name)) if noted is None else noted
 
-    def _read(self, position: int, only: Collection[str] | None = None) -> StoredSample:
-        return super()._read(self.positions[position], only)
+    def _place(self, position: int) -> tuple[Path, int, int]:
+        shard = bisect_right(self._ends, position)
+        name, count = self._shards[shard]
+        rows = self._rows_of(name)
+        return self._path(name), count, rows[position - (self._ends[shard] - len(rows))]
+
+    def _rows_of(self, name: str) -> list[int]:
+        """Return which samples of a shard are of these; unreadable ones where some are missing.
+
+        Raises:
+            ValueError: If there are not as many as `dataset.json` tells.
+        """
+        if name not in self._rows:
+            facts = self.manifest["shards"][name]
+            found, damaged = _all_found(self._path(name), facts["samples"])
+            missing = facts.get("all_found", len(found) + len(damaged)) - len(found)
+            if not 0 <= missing <= len(damaged):
+                raise ValueError(
+                    f"in shard {self._path(name)} every name of {len(found)} samples was found, "
+                    f"dataset.json says of {facts['all_found']}: make the dataset again"
+                )
+            self._rows[name] = sorted(found + damaged[:missing])
+        return self._rows[name]
+
+
+def _all_found(path: Path, samples: int) -> tuple[list[int], list[int]]:
+    """Return which samples of a shard have every name found, and of which that cannot be read."""
+    found, damaged = [], []
+    for row, members in enumerate(read_members(path, samples, "json")):
+        try:
+            if all(facts.found for facts in decode_record(members["json"]).facts):
+                found.append(row)
+        except (ValueError, KeyError, TypeError):
+            damaged.append(row)
+    return found, damaged

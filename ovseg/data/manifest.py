@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ovseg.data.card import make_card
-from ovseg.data.contents import describe_shards, shard_yield
+from ovseg.data.contents import COUNTS, describe_shards, shard_yield
 from ovseg.data.shard_file import REJECTED, shard_name, shard_number
 from ovseg.data.shard_writing import held_shards, locked, telling_where
 from ovseg.data.yields import Plan, plan
@@ -127,6 +127,7 @@ def _complete(folder: Path, shards: int) -> None:
         if shard_number(path) >= shards:
             path.unlink()
     facts = describe_shards(folder, read_request(folder), shards)
+    (folder / COUNTS).unlink(missing_ok=True)
     with telling_where(folder / DATASET):
         write_text(folder / CARD, make_card(facts))
         write_json(folder / DATASET, facts)

@@ -25,6 +25,10 @@ class Prompts(ABC):
     def describe(self) -> dict:
         """Return JSON-ready facts for `dataset.json` that tell these prompts from others."""
 
+    def counts(self) -> dict[str, int]:
+        """Return how many of the requests made so far came about in which way; {}: all in one."""
+        return {}
+
 
 class TemplatePrompts(Prompts):
     """Prompts such as "a photo of a house and a fish", their classes balanced or weighted.

@@ -14,7 +14,7 @@ import numpy as np
 
 from ovseg.data.prompts import Prompts, sample_seed
 from ovseg.data.prompts_choice import permutation
-from ovseg.data.prompts_words import composed, find_names
+from ovseg.data.prompts_words import composed, first_names
 from ovseg.structures import Entity, Request
 from ovseg.vocabulary import Vocabulary
 
@@ -109,9 +109,7 @@ class CaptionPrompts(Prompts):
         allowed = set(vocabulary.select(self.classes))
         usable, counts = [], Counter(used=0, without_name=0, other_class=0, too_long=0)
         for text in self.captions:
-            first: dict[int, Entity] = {}
-            for entity in find_names(text, vocabulary):
-                first.setdefault(entity.class_id, entity)
+            first = first_names(text, vocabulary)
             if not first:
                 counts["without_name"] += 1
             elif not first.keys() <= allowed:

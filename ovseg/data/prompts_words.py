@@ -52,6 +52,14 @@ def find_names(text: str, vocabulary: Vocabulary) -> list[Entity]:
     return found
 
 
+def first_names(text: str, vocabulary: Vocabulary) -> dict[int, Entity]:
+    """Find the first name of each class, in the order of the text; see `find_names`."""
+    first: dict[int, Entity] = {}
+    for entity in find_names(text, vocabulary):
+        first.setdefault(entity.class_id, entity)
+    return first
+
+
 def names_only(text: str, allowed: Iterable[int], vocabulary: Vocabulary) -> bool:
     """Say whether all classes that a text names are allowed."""
     return {entity.class_id for entity in find_names(text, vocabulary)} <= set(allowed)

@@ -195,5 +195,5 @@ def _found_only(annotation: Annotation) -> tuple[Annotation, list[list[int]]]:
 
     found = cut(annotation.found)
     masks = cut(annotation.masks) * found[..., None, None]
-    scores, agreement = cut(annotation.scores), cut(annotation.agreement)
-    return Annotation(masks, scores, found, annotation.instances, agreement), places
+    facts = map(cut, (annotation.agreement, annotation.clip))
+    return Annotation(masks, cut(annotation.scores), found, annotation.instances, *facts), places

@@ -32,6 +32,7 @@ FACTS = {
     "uncertain": "uncertain",
     "border": "border",
     "agreement": "agreement",
+    "clip": "clip",
 }
 """What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``."""
 
@@ -42,7 +43,10 @@ STORED = (*LABELLED, "latent.npy")
 """Members that every sample has."""
 
 MISSING = -1.0
-"""Stored for the agreement where no second annotator was asked, so that types stay fixed."""
+"""Stored for agreement and CLIP where nobody was asked, so that types stay fixed."""
+
+EXTRAS = ("agreement", "clip")
+"""Facts that may be missing."""
 
 
 class Record(NamedTuple):
@@ -152,7 +156,8 @@ def encode_record(record: Record) -> dict[str, str | bytes]:
         "verdict": record.verdict,
         "timesteps": record.timesteps,
     }
-    facts["agreement"] = [MISSING if value is None else value for value in facts["agreement"]]
+    for name in EXTRAS:
+        facts[name] = [MISSING if value is None else value for value in facts[name]]
     key = f"{request.index:08d}"
     return {"__key__": key, "json": json.dumps(facts, ensure_ascii=False).encode()}
 
@@ -221,7 +226,8 @@ def decode_record(data: bytes) -> Record:
     )
     absent = [None] * len(names)  # from a dataset of format 1
     columns = {name: stored.get(key, absent) for key, name in FACTS.items()}
-    columns["agreement"] = [None if value == MISSING else value for value in columns["agreement"]]
+    for name in EXTRAS:
+        columns[name] = [None if value == MISSING else value for value in columns[name]]
     rows = zip(names, *columns.values(), strict=True)
     facts = [Facts(name, **dict(zip(columns, row, strict=True))) for name, *row in rows]
     verdict = stored.get("verdict", [""] * len(names))

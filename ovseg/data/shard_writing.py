@@ -13,6 +13,8 @@ from typing import BinaryIO, Literal
 from webdataset import TarWriter
 
 from ovseg.data.shard_file import REJECTED, shard_name, shard_number
+from ovseg.data.shard_format import Record
+from ovseg.data.yields import Yield
 
 Rejected = Literal["drop", "apart"]
 """What becomes of a rejected sample: its JSON alone is stored, or all of it."""
@@ -65,22 +67,32 @@ class Shard:
         number: Of the shard.
         rejected: What becomes of rejected samples; None if there is no filter.
 
+    Attributes:
+        number: Of the shard.
+        counted: What of it was kept and rejected so far.
+
     Raises:
         Held: If another process is writing it.
     """
 
     def __init__(self, folder: Path, number: int, rejected: Rejected | None = None) -> None:
-        self.whole = rejected == "apart"
+        self.number, self.whole, self.counted = number, rejected == "apart", Yield()
         self.files = [ShardFile(folder / shard_name(number))]
         if rejected is not None:
             (folder / REJECTED).mkdir(exist_ok=True)
             self.files.append(ShardFile(folder / REJECTED / shard_name(number)))
 
-    def write(self, members: dict[str, str | bytes], kept: bool) -> None:
-        """Append a sample to one of the files."""
-        if not (kept or self.whole):
+    def write(self, members: dict[str, str | bytes], record: Record) -> None:
+        """Append a sample to one of the files.
+
+        Args:
+            members: What stands in the tar.
+            record: What its JSON says.
+        """
+        if not (record.kept or self.whole):
             members = {name: members[name] for name in ("__key__", "json")}
-        self.files[0 if kept else 1].write(members)
+        self.files[0 if record.kept else 1].write(members)
+        self.counted += Yield.of([record])
 
     def __enter__(self) -> Shard:
         return self

@@ -206,9 +206,13 @@ class ShardStream(Stream):
         """Return a sample's shard, how many that has, and which of them it is."""
         shard = bisect_right(self._ends, position)
         name, count = self._shards[shard]
+        return self._path(name), count, position - (self._ends[shard] - count)
+
+    def _path(self, name: str) -> Path:
+        """Return where a shard lies, fetched if need be."""
         if name not in self._paths:
             self._paths[name] = self.source.shard(name)
-        return self._paths[name], count, position - (self._ends[shard] - count)
+        return self._paths[name]
 
     def _read(self, position: int, only: Collection[str] | None = None) -> StoredSample:
         """Return one sample, of some of its members if only these are asked for.

@@ -11,6 +11,7 @@ from collections.abc import Collection
 from itertools import groupby
 from pathlib import Path
 
+from ovseg.data.contents import note_yield
 from ovseg.data.manifest import DATASET, is_done, pending, read_request
 from ovseg.data.shard_writing import Held, Shard, held_shards, locked
 
@@ -33,12 +34,17 @@ def claim(folder: Path, config: dict, number: int) -> Shard | None:
 
 
 def publish(folder: Path, shard: Shard) -> None:
-    """Give a claimed shard its name; a dataset that is complete without it needs it no more."""
+    """Give a claimed shard its name; a dataset that is complete without it needs it no more.
+
+    Raises:
+        OSError: If the disk is full.
+    """
     with locked(folder):
         if (folder / DATASET).is_file():
             shard.drop()
         else:
             shard.publish()
+            note_yield(folder, shard.number, shard.counted)
 
 
 def open_shards(

@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
-from ovseg.data.fetch import fetch_bytes, fetch_file, is_url
+from ovseg.data.fetch import fetch_bytes, fetch_file, is_url, split_query
 from ovseg.data.manifest import DATASET, read_manifest, write_json
 
 CACHE = "~/.cache/ovseg/datasets"
@@ -63,20 +63,30 @@ class RemoteSource(Source):
     need it wait. With all shards that folder is a dataset like any other.
 
     Args:
-        url: Of the dataset's folder: http(s)://, s3://, gs://, hf://...
+        url: Of the dataset's folder: http(s)://, s3://, gs://, hf://... The query of a web address,
+            say a signature that is good for the folder, is sent with every file.
         cache: Folder of all fetched datasets.
+
+    Raises:
+        ValueError: If it is the URL of a file.
     """
 
     def __init__(self, url: str, cache: str | None = None) -> None:
-        self.url = url.rstrip("/")
+        place, self._query = split_query(url)
+        self.url = place.rstrip("/")
+        if self.url.endswith((".tar", ".json")):
+            raise ValueError(f"{self.url} is a file: give the URL of the dataset's folder")
         self.cache = Path(cache or CACHE).expanduser()
 
     def __str__(self) -> str:
         return self.url
 
+    def _file(self, name: str) -> str:
+        return f"{self.url}/{name}{self._query}"
+
     @cached_property
     def _content(self) -> bytes:
-        return fetch_bytes(f"{self.url}/{DATASET}")
+        return fetch_bytes(self._file(DATASET))
 
     @cached_property
     def manifest(self) -> dict:
@@ -115,7 +125,7 @@ class RemoteSource(Source):
         if not _is_whole(path, facts):
             with _alone(path):
                 if not _is_whole(path, facts):
-                    fetch_file(f"{self.url}/{name}", path, facts["bytes"], facts["sha256"])
+                    fetch_file(self._file(name), path, facts["bytes"], facts["sha256"])
         return path
 
 

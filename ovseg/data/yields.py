@@ -43,8 +43,27 @@ class Yield:
             total.reasons.update({kind for why in record.verdict for kind in kinds_of(why)})
         return total
 
-    def __add__(self, other: Yield) -> Yield:
-        return Yield(*(getattr(self, name) + getattr(other, name) for name in vars(self)))
+    @classmethod
+    def sum(cls, yields: Iterable[Yield]) -> Yield:
+        """Count the samples of several."""
+        total = cls()
+        for one in yields:
+            total += one
+        return total
+
+    def __iadd__(self, other: Yield) -> Yield:
+        self.kept += other.kept
+        self.rejected += other.rejected
+        for name in ("asked", "gained", "reasons"):
+            getattr(self, name).update(getattr(other, name))
+        return self
+
+    @classmethod
+    def from_dict(cls, stored: dict) -> Yield:
+        """Return what ``vars`` gave of one, after JSON has made text of its class ids."""
+        asked, gained = ({int(i): n for i, n in stored[k].items()} for k in ("asked", "gained"))
+        counts = map(Counter, (asked, gained, stored["reasons"]))
+        return cls(stored["kept"], stored["rejected"], *counts)
 
     def describe(self, keys: Sequence[str]) -> dict:
         """Return JSON-ready numbers.
@@ -97,11 +116,11 @@ def plan(
         return Plan(first, True, {})
     most, so_far = -(-config["limit"] // config["shard_size"]), Yield()
     for number in range(most):
-        missing = _missing(config, so_far)
-        if number >= first and not missing:
+        if number >= first and not _missing(config, so_far):
             return Plan(number, True, {})
         if number not in done:
-            return Plan(min(max(first, number + ahead), most), False, missing)
+            until = min(max(first, number + ahead), most)
+            return Plan(until, False, _missing(config, so_far))
         so_far += yield_of(number)
     return Plan(most, True, _missing(config, so_far))
 
