@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, fields
 from importlib.resources import files
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 import yaml
 
+from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS
 from ovseg.vocabulary import Vocabulary
 
 SETTINGS = {
@@ -156,6 +158,28 @@ class Protocol:
                 f"protocol {self.name} is one of vocabulary {own.name!r}, split {own.split!r}; the "
                 f"data module has {vocabulary.name!r}, split {vocabulary.split!r}: set its "
                 "vocabulary and split, or take another protocol"
+            )
+
+    def check_training(self, practices: Collection[str], where: str) -> None:
+        """Refuse what was, or would be, done in training and the protocol rules out.
+
+        Args:
+            practices: As `Stream.practices` has them.
+            where: What they come from, in words.
+
+        Raises:
+            ValueError: If a practice is ruled out.
+        """
+        if PSEUDO_LABELS in practices and not self.transductive:
+            raise ValueError(
+                f"{where} has {PSEUDO_LABELS}, which protocol {self.name} rules out: leave them "
+                "out, or state it in a protocol of your own (transductive: true)"
+            )
+        if IGNORED_UNSEEN in practices and self.unseen_pixels == "left out":
+            raise ValueError(
+                f"{where} has {IGNORED_UNSEEN}, which protocol {self.name} leaves out: leave them "
+                "out (leave_out_unseen of MMSegDataset), or state it in a protocol of your own "
+                "(unseen_pixels: ignored)"
             )
 
     def silent(self, vocabulary: Vocabulary) -> tuple[int, ...]:

@@ -1,11 +1,13 @@
 """Protocols: the shipped ones, their page in the docs, what a user can get wrong."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
+from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS
 from ovseg.protocol import Protocol, names, words
 from ovseg.vocabulary import Vocabulary
 
@@ -148,3 +150,23 @@ def test_a_file_of_something_else(tmp_path):
         (tmp_path / "own.yaml").write_text(text)
         with pytest.raises(ValueError, match="own.yaml' is no protocol"):
             Protocol.load(tmp_path / "own.yaml")
+
+
+@pytest.mark.parametrize(
+    ("name", "practices", "message"),
+    [
+        ("voc_zs3", {PSEUDO_LABELS}, "data.train has pseudo-labels .* voc_zs3 rules out"),
+        ("voc_zs3", {IGNORED_UNSEEN}, None),
+        ("voc_zs3net_2", {IGNORED_UNSEEN}, "voc_zs3net_2 leaves out: .*leave_out_unseen"),
+        ("voc_zs3net_2", set(), None),
+    ],
+)
+def test_training_that_a_protocol_rules_out(name, practices, message):
+    protocol = Protocol.load(name)
+    if message is None:
+        protocol.check_training(practices, "data.train")
+        return
+    with pytest.raises(ValueError, match=message):
+        protocol.check_training(practices, "data.train")
+    own = replace(protocol, transductive=True, unseen_pixels="ignored")
+    own.check_training({PSEUDO_LABELS, IGNORED_UNSEEN}, "data.train")

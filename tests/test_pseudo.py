@@ -1,19 +1,23 @@
 """ovseg.data.pseudo: labels of an annotator for images that nobody labelled."""
 
+import functools
 import json
 
 import pytest
 import torch
 from acme.backbone import ToyBackbone
-from toy_data import write_dataset
+from acme.segmenter import PixelSegmenter
+from toy_data import quiet_trainer, write_dataset
 
 from ovseg.__main__ import main
 from ovseg.annotators.base import Annotator
 from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.mixture import MixtureStream
 from ovseg.data.pseudo import PseudoLabelStream
 from ovseg.data.shards import ShardStream
+from ovseg.modules.segmentation import SegmentationModule
 from ovseg.structures import Annotation, Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -123,7 +127,8 @@ def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):
     assert "A model made the masks" in (folder / "card.md").read_text()
     assert main(["status", str(folder)]) == 0
     assert main(["refilter", str(folder), "--out", str(tmp_path / "again")]) == 0
-    assert (tmp_path / "again" / "dataset.json").is_file()
+    again = json.loads((tmp_path / "again" / "dataset.json").read_text())
+    assert again["practices"] == facts["practices"] == ["pseudo-labels of real images"]
 
 
 def test_wrong_arguments():
@@ -133,3 +138,37 @@ def test_wrong_arguments():
         PseudoLabelStream(Images(), Reader(), band=1.0)
     with pytest.raises(ValueError, match="need no backbone: leave data.backbone out"):
         PseudoLabelStream(Images(), Reader()).check(ToyBackbone())
+
+
+def test_what_was_done_travels_to_whoever_is_scored_by_a_protocol(tmp_path, vocabulary):
+    """Pseudo-labels of real images are refused by an inductive protocol, in training and later."""
+    scenes = DrawnScenes(4, seed=1, labelled="seen")
+    pseudo = PseudoLabelStream(scenes, Reader(), keep_labels=True)
+    assert bound(pseudo, vocabulary).practices() == {PSEUDO_LABELS, IGNORED_UNSEEN}
+    writing = SyntheticDataModule("clipart", "1", 2, predict={"data": pseudo})
+    made = write_dataset(tmp_path / "made", writing)
+    train = MixtureStream([DrawnScenes(4, seed=2, classes="seen"), ShardStream(str(made))])
+    assert bound(train, vocabulary).practices() == {PSEUDO_LABELS, IGNORED_UNSEEN}
+    assert not train.generated
+    sgd = functools.partial(torch.optim.SGD, lr=0.01)
+
+    def parts(**arguments):
+        test = {"drawn": DrawnScenes(2, seed=3)}
+        data = SyntheticDataModule("clipart", "1", 4, train=train, test=test)
+        module = SegmentationModule(PixelSegmenter, sgd, vocabulary=data.vocabulary, **arguments)
+        return module, data
+
+    with pytest.raises(ValueError, match="data.train has pseudo-labels of real images, which"):
+        quiet_trainer(tmp_path, max_steps=1).fit(*parts(protocol="clipart_1"))
+    trainer = quiet_trainer(tmp_path, max_steps=1)
+    trainer.fit(*parts())
+    trainer.save_checkpoint(tmp_path / "model.ckpt")
+    with pytest.raises(ValueError, match="the checkpoint's training has pseudo-labels of real"):
+        quiet_trainer(tmp_path).test(*parts(protocol="clipart_1"), tmp_path / "model.ckpt")
+
+
+def test_labels_of_generated_images_are_no_pseudo_labels_of_real_ones(tmp_path, vocabulary):
+    dataset = ShardStream(str(write_dataset(tmp_path / "made")))
+    stream = PseudoLabelStream(dataset, Reader())
+    assert bound(stream, vocabulary).practices() == set()
+    assert dataset.generated and stream.describe()["real_images"] is False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from acme.segmenter import PixelSegmenter
 from PIL import Image
 from toy_data import quiet_trainer
 
+from ovseg.data.base import IGNORED_UNSEEN
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.real import MMSegDataset
 from ovseg.modules.segmentation import SegmentationModule
@@ -202,3 +204,18 @@ def test_refusals(devkit, tmp_path):
     )
     with pytest.raises(ValueError, match="none in common"):
         stream(devkit, vocabulary=Vocabulary.load(str(tmp_path / "a.yaml")))
+
+
+def test_images_with_a_pixel_of_an_unseen_class_are_left_out(devkit, tmp_path):
+    """Of three images with sheep and screens one gets a label map of cars alone."""
+    root = tmp_path / "VOC2012"
+    shutil.copytree(devkit, root)
+    with pytest.raises(ValueError, match="every image of the dataset has a pixel of an unseen"):
+        stream(root, leave_out_unseen=True)
+    labels = np.where(truth(devkit, 1) == CAR, CAR, 0).astype(np.uint8)
+    Image.fromarray(labels).save(root / "SegmentationClass/p1.png")
+    kept = stream(root, leave_out_unseen=True)
+    assert len(kept) == 1 and np.array_equal(kept[[0]].labels[0].numpy(), labels)
+    assert kept.practices() == set() and kept.taught_classes() == set(VOC.seen)
+    assert stream(root, classes="seen").practices() == {IGNORED_UNSEEN}
+    assert len(stream(root, classes="seen")) == 3 and stream(root).practices() == set()

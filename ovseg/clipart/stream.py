@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from ovseg.clipart.scenes import compose, nouns, render, rng
-from ovseg.data.base import Stream
+from ovseg.data.base import IGNORED_UNSEEN, Stream
 from ovseg.structures import IGNORE, Batch
 from ovseg.vocabulary import Vocabulary
 
@@ -69,6 +69,10 @@ class DrawnScenes(Stream):
         """Return the classes that are drawn and not ignored: their masks are exact."""
         drawn = set(self.vocabulary.select("all" if self.classes == "mixed" else self.classes))
         return drawn & set(self.vocabulary.select(self.labelled))
+
+    def practices(self) -> set[str]:
+        """Return whether pixels of unseen classes are ignored."""
+        return {IGNORED_UNSEEN} if self.labelled == "seen" != self.classes else set()
 
     def __len__(self) -> int:
         return self.size

@@ -13,6 +13,9 @@ from ovseg.quality import Filter
 from ovseg.structures import Batch, ShardPosition
 from ovseg.vocabulary import Vocabulary
 
+PSEUDO_LABELS = "pseudo-labels of real images"
+IGNORED_UNSEEN = "real images with ignored pixels of unseen classes"
+
 
 class Stream(Dataset, ABC):
     """A map-style dataset that is asked for whole batches: ``stream[[3, 1, 2]]`` is a `Batch`.
@@ -23,9 +26,11 @@ class Stream(Dataset, ABC):
     Attributes:
         fresh: Whether the positions after the last are samples too, and every epoch of a training
             takes new ones: epoch e those from e * len on.
+        generated: Whether a model made the images; else they are real.
     """
 
     fresh: bool = False
+    generated: bool = False
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Tell the stream (and the parts it holds) which classes there are."""
@@ -46,6 +51,10 @@ class Stream(Dataset, ABC):
 
         True masks count, and those of a detector that was trained with such. Known after `bind`.
         """
+        return set()
+
+    def practices(self) -> set[str]:
+        """What a protocol may rule out: `PSEUDO_LABELS`, `IGNORED_UNSEEN`. Known after `bind`."""
         return set()
 
     @property

@@ -40,6 +40,8 @@ class LiveStream(WritableStream):
         ValueError: If a number is not positive, or of quota and limit one is missing.
     """
 
+    generated = True
+
     def __init__(
         self,
         prompts: Prompts,

@@ -55,6 +55,7 @@ class MixtureStream(Stream):
             raise ValueError(f"size must be >= 1 or null, got {size}")
         self.streams, self.weights, self.size = list(streams), weights, size
         self.fresh = any(stream.fresh for stream in self.streams)
+        self.generated = all(stream.generated for stream in self.streams)
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Bind every stream.
@@ -90,6 +91,10 @@ class MixtureStream(Stream):
     def taught_classes(self) -> set[int]:
         """Return the classes that any of the streams teaches."""
         return set().union(*(stream.taught_classes() for stream in self.streams))
+
+    def practices(self) -> set[str]:
+        """Return what any of the streams does."""
+        return set().union(*(stream.practices() for stream in self.streams))
 
     @property
     def repeats(self) -> bool:

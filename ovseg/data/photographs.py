@@ -73,6 +73,8 @@ class PhotographStream(WritableStream):
                 "requested_classes": taught,
                 "trained_on": taught,
             },
+            "real_images": True,
+            "practices": sorted(self.practices()),
             "size": len(self),
             "seed": self.seed,
             "shard_size": self.shard_size,
@@ -81,6 +83,10 @@ class PhotographStream(WritableStream):
     def taught_classes(self) -> set[int]:
         """Return the classes whose true masks are used."""
         return self.images.taught_classes()
+
+    def practices(self) -> set[str]:
+        """Return what is done to the images."""
+        return self.images.practices()
 
     def __len__(self) -> int:
         return len(self.images)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.base import Stream, WritableStream
+from ovseg.data.base import PSEUDO_LABELS, Stream, WritableStream
 from ovseg.quality import Filter
 from ovseg.structures import (
     IGNORE,
@@ -101,12 +101,18 @@ class PseudoLabelStream(WritableStream):
             "threshold": self.threshold,
             "band": self.band,
             "keep_labels": self.keep_labels,
+            "real_images": not self.images.generated,
+            "practices": sorted(self.practices()),
         }
 
     def taught_classes(self) -> set[int]:
         """Return the classes whose true masks are used, or have taught the annotator."""
         facts = self._facts()
         return set(facts["requested_classes"]) & set(facts["trained_on"])
+
+    def practices(self) -> set[str]:
+        """Return what is done to the images, and that real ones are given labels."""
+        return self.images.practices() | (set() if self.images.generated else {PSEUDO_LABELS})
 
     def _facts(self) -> dict:
         """Return what the annotator says of itself, the classes of kept labels included."""

@@ -9,12 +9,14 @@ from io import StringIO
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
+from tqdm import tqdm
 
-from ovseg.data.base import Stream
+from ovseg.data.base import IGNORED_UNSEEN, Stream
 from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
 from ovseg.tuples import tuples
@@ -40,6 +42,8 @@ class MMSegDataset(Stream):
             ignore, never background.
         others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
         limit: Take the first images only.
+        leave_out_unseen: Take only images without a pixel of an unseen class; every label map is
+            read once for it.
         data_root: Where the dataset lies, instead of what ``dataset`` says.
 
     Raises:
@@ -54,6 +58,7 @@ class MMSegDataset(Stream):
         others: str = "ignore",
         limit: int | None = None,
         data_root: str | None = None,
+        leave_out_unseen: bool = False,
     ) -> None:
         if classes not in ("all", "seen") or others not in OTHERS:
             raise ValueError(
@@ -67,18 +72,19 @@ class MMSegDataset(Stream):
         root = {} if data_root is None else {"data_root": data_root}
         self.config, self.transforms = {**dataset, **root}, list(transforms or [])
         self.classes, self.others, self.limit = classes, others, limit
+        self.leave_out_unseen = leave_out_unseen
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Open the dataset, and map its classes to the vocabulary's.
 
         Raises:
             FileNotFoundError: If a folder, list, image or label map is missing.
-            ValueError: If the dataset cannot be built, holds no image, or has no class in common
-                with the vocabulary.
+            ValueError: If the dataset cannot be built, holds no image, or none that may be taken,
+                or has no class in common with the vocabulary.
         """
         super().bind(vocabulary)
         self.dataset = _build(self.config, self.transforms)
-        self.size = min(len(self.dataset), self.limit or len(self.dataset))
+        self.positions = list(range(len(self.dataset)))[: self.limit]
         self._check_files()
         table = torch.full((IGNORE + 1,), IGNORE)
         names = self.dataset.metainfo.get("classes") or ()
@@ -90,24 +96,32 @@ class MMSegDataset(Stream):
                 f"the dataset's classes ({', '.join(names[:5])}, ...) and vocabulary "
                 f"{vocabulary.name!r} have none in common"
             )
-        if self.classes == "seen":
+        if self.leave_out_unseen:
+            self._leave_out(set(vocabulary.unseen))
+        if self.classes == "seen" or self.leave_out_unseen:
             table[torch.isin(table, torch.tensor(vocabulary.unseen))] = IGNORE
 
     def describe(self) -> dict:
         """Return the arguments."""
         kept = {"dataset": self.config, "transforms": self.transforms, "classes": self.classes}
-        return {**super().describe(), **kept, "others": self.others, "limit": self.limit}
+        kept |= {"others": self.others, "limit": self.limit}
+        return {**super().describe(), **kept, "leave_out_unseen": self.leave_out_unseen}
 
     def taught_classes(self) -> set[int]:
         """Return the classes that are not ignored."""
         return {int(i) for i in self.table.unique() if 0 < i < IGNORE}
 
+    def practices(self) -> set[str]:
+        """Return whether pixels of unseen classes are ignored."""
+        ignored = self.classes == "seen" and not self.leave_out_unseen
+        return {IGNORED_UNSEEN} if ignored else set()
+
     def __len__(self) -> int:
-        return self.size
+        return len(self.positions)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
         """Read these images and label maps."""
-        pairs = [self._read(int(p)) for p in positions]
+        pairs = [self._read(self.positions[int(p)]) for p in positions]
         height = max(labels.shape[0] for _, labels in pairs)
         width = max(labels.shape[1] for _, labels in pairs)
 
@@ -153,7 +167,7 @@ class MMSegDataset(Stream):
         return image, self.table[labels]
 
     def _check_files(self) -> None:
-        infos = [self.dataset.get_data_info(position) for position in range(self.size)]
+        infos = [self.dataset.get_data_info(position) for position in self.positions]
         for key, other in (("img_path", "seg_map_path"), ("seg_map_path", "img_path")):
             lost = [i for i in infos if not Path(i.get(key) or "?").is_file()]
             if lost:
@@ -167,6 +181,24 @@ class MMSegDataset(Stream):
             raise FileNotFoundError(
                 f"{len(alone)} of the dataset's label maps have no image, the first is {alone[0]}: "
                 "add the images, or give a list of names (ann_file)"
+            )
+
+    def _leave_out(self, unseen: set[int]) -> None:
+        """Leave out images with a pixel of these classes."""
+        with importing_mmseg():
+            from mmseg.datasets.transforms import LoadAnnotations
+        load, ids = LoadAnnotations(), self.table.numpy()
+        self.positions = [
+            position
+            for position in tqdm(self.positions, desc="label maps", disable=None)
+            if unseen.isdisjoint(
+                ids[np.unique(load(self.dataset.get_data_info(position))["gt_seg_map"])].tolist()
+            )
+        ]
+        if not self.positions:
+            raise ValueError(
+                "every image of the dataset has a pixel of an unseen class: leave_out_unseen "
+                "leaves none, take classes: seen instead"
             )
 
     def _maps(self) -> set[Path]:

@@ -105,6 +105,15 @@ class ShardStream(Stream):
         }
         return found & set(self.manifest["annotator"].get("trained_on") or ())
 
+    def practices(self) -> set[str]:
+        """Return what the stream did that was written."""
+        return set(self.manifest.get("practices") or ())
+
+    @property
+    def generated(self) -> bool:
+        """Whether a model made the images that were written."""
+        return not self.manifest.get("real_images", False)
+
     @property
     def repeats(self) -> bool:
         """Whether a sample may stand in for a damaged one."""

@@ -85,6 +85,8 @@ class SegmentationModule(ScoredModule):
             if isinstance(part, PixelLoss):
                 part.bind(self.vocabulary)
         self.scores = nn.ModuleDict()
+        self.practices: set[str] = set()
+        """What was done in training that a protocol may rule out."""
 
     def _metric(self) -> SegmentationIoU:
         vocabulary, protocol = self.vocabulary, self.protocol
@@ -100,12 +102,35 @@ class SegmentationModule(ScoredModule):
     def setup(self, stage: str) -> None:
         """Make one metric per stream; fail now if `output` cannot be written."""
         super().setup(stage)
+        if stage == "fit":
+            stream = getattr(self.trainer.datamodule, "train", None)
+            self._learn_by(getattr(stream, "practices", set)(), "data.train")
         if self.output is not None and stage == "fit":
             check_output(self.output, "segmenter")
             check_saveable(self.segmenter, self.vocabulary)
         for kind in ("val", "test"):
             metrics = [self._metric() for _ in stream_names(self, kind)]
             self.scores[kind] = nn.ModuleList(metrics)
+
+    def _learn_by(self, practices: set[str], where: str) -> None:
+        """Keep what is done in training, unless a named protocol rules it out."""
+        if self.protocol.name:
+            self.protocol.check_training(practices, where)
+        self.practices |= practices
+
+    def on_save_checkpoint(self, checkpoint: dict) -> None:
+        """Keep what was done in training, too."""
+        super().on_save_checkpoint(checkpoint)
+        checkpoint["practices"] = sorted(self.practices)
+
+    def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights whose training the protocol rules out, too.
+
+        Raises:
+            ValueError: If it does.
+        """
+        super().on_load_checkpoint(checkpoint)
+        self._learn_by(set(checkpoint.get("practices", ())), "the checkpoint's training")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
