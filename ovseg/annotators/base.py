@@ -39,3 +39,20 @@ class Annotator(nn.Module, ABC):
         ``requested_classes``: ids that it was asked for; ``trained_on``: ids whose masks it has
         been trained with; ``source``; ``digest``.
         """
+
+
+class AroundAnnotator(Annotator):
+    """An annotator that works on what another one says, and takes what that takes."""
+
+    def __init__(self, annotator: Annotator) -> None:
+        super().__init__()
+        self.annotator = annotator
+
+    def bind(self, vocabulary: Vocabulary) -> None:
+        """Tell both which classes there are."""
+        super().bind(vocabulary)
+        self.annotator.bind(vocabulary)
+
+    def check(self, backbone: DiffusionBackbone) -> None:
+        """Refuse a backbone whose samples the other one cannot read."""
+        self.annotator.check(backbone)

@@ -7,14 +7,12 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovseg.annotators.base import Annotator
-from ovseg.backbones.base import DiffusionBackbone
+from ovseg.annotators.base import Annotator, AroundAnnotator
 from ovseg.checkpoint import Checkpoint
 from ovseg.structures import Annotation, DiffusionSample
-from ovseg.vocabulary import Vocabulary
 
 
-class ClipScoreAnnotator(Annotator):
+class ClipScoreAnnotator(AroundAnnotator):
     """Annotate by one annotator, and say of each entity how similar CLIP finds image and name.
 
     The score is that of CLIPScore (Hessel et al. 2021) without its factor: the cosine of the
@@ -43,25 +41,16 @@ class ClipScoreAnnotator(Annotator):
     ) -> None:
         from transformers import CLIPModel
 
-        super().__init__()
+        super().__init__(annotator)
         if text.count("{name}") != 1:
             raise ValueError(f"the text needs {{name}} once, got {text!r}")
         self.checkpoint = Checkpoint(model, revision, local_files_only)
         if (kind := self.checkpoint.config.model_type) != "clip":
             raise ValueError(f"{model!r} is a model of type {kind}; ClipScoreAnnotator takes clip")
-        self.annotator, self.text = annotator, text
+        self.text = text
         self.model = self.checkpoint.model(CLIPModel)
         self.processor = self.checkpoint.image_processor()
         self.tokenizer = self.checkpoint.tokenizer()
-
-    def bind(self, vocabulary: Vocabulary) -> None:
-        """Tell the annotator which classes there are."""
-        super().bind(vocabulary)
-        self.annotator.bind(vocabulary)
-
-    def check(self, backbone: DiffusionBackbone) -> None:
-        """Refuse a backbone that the annotator cannot read."""
-        self.annotator.check(backbone)
 
     @torch.no_grad()
     def annotate(self, sample: DiffusionSample) -> Annotation:

@@ -8,13 +8,11 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from ovseg.annotators.base import Annotator
-from ovseg.backbones.base import DiffusionBackbone
+from ovseg.annotators.base import Annotator, AroundAnnotator
 from ovseg.structures import Annotation, DiffusionSample, to_label_map
-from ovseg.vocabulary import Vocabulary
 
 
-class RefinedAnnotator(Annotator):
+class RefinedAnnotator(AroundAnnotator):
     """Give small regions of another annotator's label maps to their surroundings, by a vote.
 
     A region is what is connected of one entity, or of the background; pixels that share a corner
@@ -36,21 +34,12 @@ class RefinedAnnotator(Annotator):
     def __init__(
         self, annotator: Annotator, min_region: float = 0.001, threshold: float = 0.5
     ) -> None:
-        super().__init__()
+        super().__init__(annotator)
         if not (0 < min_region < 1 and 0 < threshold < 1):
             raise ValueError(
                 f"min_region and threshold must be in (0, 1), got {min_region} and {threshold}"
             )
-        self.annotator, self.min_region, self.threshold = annotator, min_region, threshold
-
-    def bind(self, vocabulary: Vocabulary) -> None:
-        """Tell the annotator which classes there are."""
-        super().bind(vocabulary)
-        self.annotator.bind(vocabulary)
-
-    def check(self, backbone: DiffusionBackbone) -> None:
-        """Refuse a backbone that the annotator cannot read."""
-        self.annotator.check(backbone)
+        self.min_region, self.threshold = min_region, threshold
 
     @torch.no_grad()
     def annotate(self, sample: DiffusionSample) -> Annotation:
