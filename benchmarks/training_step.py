@@ -1,12 +1,13 @@
 """What a training step of DeepLabv3+ costs: ours, a bare PyTorch loop, MMSegmentation's Runner.
 
-    python benchmarks/training_step.py --out benchmarks/results/training_step.json
+    python benchmarks/training_step.py --out runs/benchmarks/training_step.json
 
 A network with a ResNet-50 and the quickstart's narrow ResNet-18 take the same steps of SGD, from
 the same weights, on the same batches, which lie ready in memory, in three ways that take turns:
 *ours* is `SegmentationModule` in Lightning's Trainer, with its progress bar and the CSV log of
 `ovseg fit`; *bare* is a loop of a dozen lines with `torch.nn.functional.cross_entropy`; *runner*
-is MMEngine's `Runner` with MMSegmentation's preprocessor and hooks. None writes checkpoints.
+is MMEngine's `Runner` with MMSegmentation's preprocessor and hooks, and the accuracy that its heads
+compute at every step. None writes checkpoints.
 Seconds are those from the end of the steps that warm up to the end of the last; afterwards all
 weights must agree.
 """
@@ -141,6 +142,8 @@ def runner(segmenter: MMSegSegmenter, batches: Batches, clock: Clock, folder: st
 
     init_default_scope("mmseg")
     network = segmenter.model
+    for head in network.modules():
+        vars(head).pop("loss_by_feat", None)  # mmseg's own, with its accuracy
     network.data_preprocessor = SegDataPreProcessor(
         IMAGENET_MEAN, IMAGENET_STD, size=tuple(batches[0][1].shape[-2:]), seg_pad_val=IGNORE
     )
