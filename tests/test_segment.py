@@ -6,13 +6,19 @@ import json
 import shutil
 import warnings
 
+import families
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.__main__ import main
+from ovseg.backbones.taps import SD1_TAPS
+from ovseg.backbones.unet import UNetBackbone
+from ovseg.grounders.folder import save_grounder
+from ovseg.grounders.fusion import FusionGrounder
 from ovseg.photos import find_photos, load_photo
+from ovseg.vocabulary import Vocabulary
 from ovseg.windows import see, windows
 
 
@@ -151,6 +157,33 @@ def test_segment_writes_maps_pictures_and_records_and_goes_on(tiny_grounder, tmp
         (out / "a.segments.json").write_text(damaged)
         run(capsys, *arguments)
         assert json.loads((out / "a.segments.json").read_text()) == record
+
+
+def test_photographs_of_all_kinds_at_the_geometry_of_stable_diffusion_1(tmp_path, capsys):
+    """25 taps of 64x64 latents; the largest picture has 48 million pixels."""
+    backbone = UNetBackbone(families.save(families.sd1, tmp_path / "sd1"), list(SD1_TAPS), steps=2)
+    sizes = {"widths": (2, 2, 2, 4), "layers": 1, "hidden": 16, "heads": 2, "ffn": 16}
+    grounder = FusionGrounder(backbone.feature_spec, backbone.text_width, **sizes)
+    save_grounder(grounder, tmp_path / "grounder", backbone, Vocabulary.load("clipart"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture = Image.fromarray(noise(90, 60))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(photos / "turned.jpg", exif=exif)
+    for mode, name in (("RGB", "rgb.jpg"), ("L", "grey.jpg"), ("CMYK", "cmyk.jpg")):
+        picture.convert(mode).save(photos / name)
+    picture.convert("RGBA").save(photos / "alpha.png")
+    Image.new("RGB", (1, 1), "red").save(photos / "one.png")
+    picture.resize((8000, 6000)).save(photos / "large.jpg")
+    arguments = ["--names", "house, fish", "--model", tmp_path / "grounder"]
+    code, text, error = run(capsys, photos, *arguments, "--out", tmp_path / "out")
+    assert code == 0 and "7 of 7 photos" in text, error
+    for name, size in (("turned", (60, 90)), ("one", (1, 1)), ("large", (8000, 6000))):
+        with Image.open(tmp_path / "out" / f"{name}.labels.png") as labels:
+            assert labels.size == size
+    windows_too = ["--tiled", "--samples", "2", "--out", tmp_path / "tiled"]
+    assert run(capsys, photos / "turned.jpg", photos / "one.png", *arguments, *windows_too)[0] == 0
 
 
 def test_a_name_that_is_not_there_is_said(tiny_grounder, tmp_path, capsys):
