@@ -272,6 +272,9 @@ def test_bad_requests(backbone):
         backbone.sample([])
     with pytest.raises(ValueError, match=r"S = 2 timesteps, got \(3, 1, 4"):
         backbone.features(torch.zeros(3, 1, 4, 16, 16), backbone.timesteps, REQUESTS)
+    with pytest.raises(ValueError, match=r"are \(4, 16, 16\) at an image_size of 64, got \(4, 8, "):
+        backbone.features(torch.zeros(3, 2, 4, 8, 8), backbone.timesteps, REQUESTS)
+    assert backbone.embed([]).shape == (0, 1, backbone.text_width)
     long = request(0, "a photo of " + "a very " * 20 + "big house", "house")
     with pytest.raises(ValueError, match="'house' is cut off"):
         backbone.sample([long])
