@@ -166,17 +166,34 @@ class DiffusersBackbone(ConfiguredBackbone):
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> Tensor:
-        self.load()
-        width = max([1, *(len(request.entities) for request in requests)])
-        text = torch.zeros(len(requests), width, self.text_width, device=self.device)
-        with self._own_precision():
-            for row, request in enumerate(requests):
-                check_names(request)
-                for column, found in enumerate(self._names.of(self.text, request)):
-                    text[row, column] = found
+        names = [[tokens.mean(dim=0) for tokens in row] for row in self._tokens(requests)]
+        most = max([1, *map(len, names)])
+        text = torch.zeros(len(names), most, self.text_width, device=self.device)
+        for row, found in enumerate(names):
+            for column, name in enumerate(found):
+                text[row, column] = name
+        return text
+
+    @torch.no_grad()
+    def embed_tokens(self, requests: Sequence[Request]) -> Tensor:
+        names = self._tokens(requests)
+        most = max([1, *map(len, names)])
+        length = max([1, *(len(tokens) for row in names for tokens in row)])
+        text = torch.zeros(len(names), most, length, self.text_width, device=self.device)
+        for row, found in enumerate(names):
+            for column, tokens in enumerate(found):
+                text[row, column, : len(tokens)] = tokens
         return text
 
     # Parts of the above
+
+    def _tokens(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """Return the embeddings ``(T, D)`` of each name of each request."""
+        self.load()
+        for request in requests:
+            check_names(request)
+        with self._own_precision():
+            return [self._names.of(self.text, request) for request in requests]
 
     def _prepare(self, requests: Sequence[Request]) -> tuple[list[Request], list[list[list[int]]]]:
         """Load the weights, and find each entity's tokens, which also checks the prompts."""
