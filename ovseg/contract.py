@@ -14,6 +14,7 @@ from rich.table import Table
 from torch import Tensor
 
 from ovseg.backbones.base import DiffusionBackbone
+from ovseg.device import find_device
 from ovseg.grounders.base import check_features
 from ovseg.structures import DiffusionSample, Entity, Request
 
@@ -176,8 +177,9 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="ovseg check", description=__doc__, exit_on_error=False)
     parser.add_argument("--backbone", type=DiffusionBackbone, required=True, sub_configs=True)
     parser.add_argument("--device", default="cpu", help="where to run it")
-    args = parser.instantiate(parser.parse_args(list(argv)))
-    results = check(args.backbone.to(args.device))
+    given = parser.parse_args(list(argv))
+    device = find_device(given.device)
+    results = check(parser.instantiate(given).backbone.to(device))
     table = Table("contract of a backbone", "")
     for line, broken in results.items():
         table.add_row(line, "kept" if broken is None else f"BROKEN: {broken}")

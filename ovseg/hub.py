@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 
@@ -31,24 +32,50 @@ def hub_folder(
     Raises:
         FileNotFoundError: If a needed file is neither in the cache nor on the Hub.
     """
-    from huggingface_hub import constants, snapshot_download
-    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+    from huggingface_hub import snapshot_download
 
-    def missing(why: str) -> FileNotFoundError:
-        hub = "was not to be asked" if local_files_only else f"({constants.ENDPOINT}): {why}"
-        return FileNotFoundError(
-            f"cannot find {' and '.join(needed)} of {repo!r}: no folder {Path(repo).absolute()}, "
-            f"not all in the cache {constants.HF_HUB_CACHE}; the Hub {hub}"
-        )
-
-    try:
-        options = {"revision": revision, "local_files_only": local_files_only}
+    options = {"revision": revision, "local_files_only": local_files_only}
+    with _asking(repo, needed, local_files_only):
         folder = snapshot_download(repo, allow_patterns=[*needed, *wanted], **options)
-    except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
-        raise missing(reason(error)) from error
-    if lacking := [name for name in needed if not Path(folder, name).is_file()]:
-        raise missing(f"the repository has no {' and '.join(lacking)}")
+        if lacking := [name for name in needed if not Path(folder, name).is_file()]:
+            raise FileNotFoundError(f"the repository has no {' and '.join(lacking)}")
     return Path(folder)
+
+
+def hub_file(
+    repo: str, name: str, revision: str | None = None, local_files_only: bool = False
+) -> Path:
+    """Return one file of a repository; arguments and errors are those of `hub_folder`."""
+    from huggingface_hub import hf_hub_download
+
+    options = {"revision": revision, "local_files_only": local_files_only}
+    with _asking(repo, [name], local_files_only):
+        return Path(hf_hub_download(repo, name, **options))
+
+
+@contextmanager
+def _asking(repo: str, needed: Sequence[str], local_files_only: bool) -> Iterator[None]:
+    """Turn whatever goes wrong into one line that says what was looked for, and where.
+
+    The client's own lines, one for each time it tries again, are left out.
+    """
+    from huggingface_hub import constants
+    from huggingface_hub.errors import EntryNotFoundError, HTTPError
+    from huggingface_hub.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()
+    try:
+        yield
+    except (OSError, ValueError, EntryNotFoundError, HTTPError) as error:
+        why = f"({constants.ENDPOINT}): {reason(error)}"
+        raise FileNotFoundError(
+            f"cannot find {' and '.join(needed)} of {repo!r}: no folder {Path(repo).absolute()}, "
+            f"not all in the cache {constants.HF_HUB_CACHE}; the Hub "
+            f"{'was not to be asked' if local_files_only else why}"
+        ) from error
+    finally:
+        logging.set_verbosity(verbosity)
 
 
 def reason(error: Exception) -> str:

@@ -26,6 +26,7 @@ from ovseg.backbones.text import (
     tokens_of,
     touching,
 )
+from ovseg.device import find_device
 from ovseg.embedded import EMBEDDED
 from ovseg.grounders.folder import read_config
 from ovseg.grounders.partner import build_backbone
@@ -218,6 +219,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="write the rows to this file")
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
+    args.device = find_device(args.device)
     if args.images < 1 or args.seed < 0:
         raise ValueError(
             f"--images must be >= 1 and --seed >= 0, got {args.images} and {args.seed}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,7 +14,7 @@ SUFFIXES = {".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp"}
 
 
 def find_photos(paths: Sequence[Path]) -> list[Path]:
-    """Return the files given and the photos in the folders given, sorted within one.
+    """Return the files given and the photos in the folders given, sorted within one, each once.
 
     Raises:
         FileNotFoundError: If a path does not exist, or a folder holds no photo.
@@ -21,12 +23,16 @@ def find_photos(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         photos = [path]
         if path.is_dir():
-            photos = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in SUFFIXES)
+            photos = [p for p in inside if not p.is_dir()]
         if not path.exists() or not photos:
             what = f"no photo ({', '.join(sorted(SUFFIXES))}) in" if path.is_dir() else "no file"
             raise FileNotFoundError(f"{what} {path}")
         found += photos
-    return found
+    first: dict[str, Path] = {}
+    for photo in found:
+        first.setdefault(os.path.abspath(photo), photo)
+    return list(first.values())
 
 
 def load_photo(path: Path) -> Image.Image:
@@ -36,7 +42,8 @@ def load_photo(path: Path) -> Image.Image:
         ValueError: If it cannot be decoded.
     """
     try:
-        with Image.open(path) as file:
+        with warnings.catch_warnings(), Image.open(path) as file:
+            warnings.simplefilter("ignore")  # damaged metadata, more pixels than most have
             photo = ImageOps.exif_transpose(file)
             if photo.mode.startswith(("I", "F")):  # 16 bits or more: spread what is there
                 values = np.asarray(photo, np.float64)
@@ -46,5 +53,6 @@ def load_photo(path: Path) -> Image.Image:
                 photo = photo.convert("RGBA")
                 photo = Image.alpha_composite(Image.new("RGBA", photo.size, "white"), photo)
             return photo.convert("RGB")
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path} cannot be decoded: {error}") from None
+    except Exception as error:  # in damaged files Pillow's decoders stumble over anything
+        why = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{path} cannot be decoded: {why}") from None

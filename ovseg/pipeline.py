@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.grounders.base import Grounder
+from ovseg.grounders.base import Grounder, check_precision
 from ovseg.grounders.card import make_card, own_results, read_results
 from ovseg.grounders.folder import (
     find_grounder,
@@ -225,6 +225,9 @@ class GroundedDiffusion(ModelHubMixin):
             Request(i, seed + i, text, _entities(text, wanted))
             for i, (text, wanted) in enumerate(zip(texts, lists, strict=True))
         ]
+        if len({picture.size for picture in pictures}) > 1:
+            sizes = ", ".join(f"{p.width}x{p.height}" for p in pictures)
+            raise ValueError(f"pictures must have the backbone's size, got {sizes}; resize them")
         pixels = np.stack([np.asarray(picture.convert("RGB")) for picture in pictures])
         pixels = torch.from_numpy(pixels.copy()).permute(0, 3, 1, 2)
         latents = self.backbone.encode_image(pixels, requests)
@@ -236,6 +239,7 @@ class GroundedDiffusion(ModelHubMixin):
     @torch.no_grad()
     def _masks(self, features: Features, entities: Entities, images: Tensor) -> Tensor:
         self.grounder.to(entities.text.device)
+        check_precision(self.grounder, entities.text)
         logits = self.grounder(features, entities).float()
         size = tuple(images.shape[-2:])
         if logits.shape[-2:] != size:

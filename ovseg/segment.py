@@ -14,6 +14,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
+from ovseg.device import find_device
 from ovseg.grounders.folder import find_grounder, folder_digest
 from ovseg.photos import find_photos, load_photo
 from ovseg.pipeline import GroundedDiffusion
@@ -61,9 +62,11 @@ def main(argv: Sequence[str]) -> int:
                 tqdm.write(f"ovseg segment: {error}", file=sys.stderr)
                 failed += 1
                 continue
-            results = segment(model, photo, names, args.min_area, settings)
+            labels, found = segment(model, photo, names, args.min_area, settings)
+            if absent := [name for name in names if not found[name]["present"]]:
+                tqdm.write(f"{path}: no {', no '.join(absent)}")
             try:
-                write(args.out, path, photo, *results, facts)
+                write(args.out, path, photo, labels, found, facts)
             except OSError as error:
                 raise OSError(
                     f"cannot write to {args.out} ({error.strerror}): what is done is kept, the "
@@ -148,7 +151,11 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser.add_argument("--names", required=True, help='what to find: "cat, sofa, potted plant"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")
     parser.add_argument("--model", default="clipart", help="a grounder folder or Hub id (clipart)")
-    parser.add_argument("--prompt", default="", help="what the photos show (the names)")
+    parser.add_argument(
+        "--prompt",
+        default="",
+        help="what the photos show; it need not hold the names (a photo of all of them)",
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the noise (0)")
     parser.add_argument("--samples", type=int, default=1, help="noise samples to average (1)")
     parser.add_argument(
@@ -162,11 +169,14 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     )
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     args = parser.parse_args(argv)
-    if args.samples < 1 or not 0 <= args.min_area < 1 or min(args.seed, args.inversion_steps) < 0:
+    args.device = find_device(args.device)
+    if args.samples < 1 or not 0 <= args.min_area < 1 or args.inversion_steps < 0:
         raise ValueError(
-            "--samples must be >= 1, --seed and --inversion-steps >= 0 and --min-area in [0, 1), "
-            f"got {args.samples}, {args.seed}, {args.inversion_steps} and {args.min_area}"
+            "--samples must be >= 1, --inversion-steps >= 0 and --min-area in [0, 1), got "
+            f"{args.samples}, {args.inversion_steps} and {args.min_area}"
         )
+    if not 0 <= args.seed < 2**63:
+        raise ValueError(f"--seed must be >= 0 and less than 2^63, got {args.seed}")
     if args.samples > 1 and args.inversion_steps:
         raise ValueError("--samples averages draws of the noise, and --inversion-steps has none")
     return args
@@ -200,6 +210,8 @@ def _check_different(photos: Sequence[Path]) -> None:
 
 
 def _done(record: Path, facts: dict) -> bool:
-    if not record.is_file():
+    try:
+        found = json.loads(record.read_text(encoding="utf-8"))
+    except (FileNotFoundError, ValueError):  # none, or a damaged one: it is made again
         return False
-    return json.loads(record.read_text(encoding="utf-8")).get("settings") == facts
+    return isinstance(found, dict) and found.get("settings") == facts

@@ -116,6 +116,31 @@ def plain(scheduler, **more):
     )
 
 
+def sd1():
+    """Stable Diffusion 1 in miniature: its 25 blocks, 512x512 images, latents of 64x64."""
+    from diffusers import AutoencoderKL, DDIMScheduler
+
+    pipeline = plain(
+        DDIMScheduler(beta_schedule="scaled_linear", steps_offset=1, clip_sample=False),
+        sample_size=64,
+        block_out_channels=(8, 8, 16, 16),
+        down_block_types=("CrossAttnDownBlock2D",) * 3 + ("DownBlock2D",),
+        up_block_types=("UpBlock2D",) + ("CrossAttnUpBlock2D",) * 3,
+        layers_per_block=2,
+    )
+    pipeline.register_modules(
+        vae=AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * 4,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(4, 4, 8, 8),
+            layers_per_block=1,
+            norm_num_groups=4,
+            sample_size=512,
+        )
+    )
+    return pipeline
+
+
 def sd2():
     """Stable Diffusion 2: the U-Net predicts velocities."""
     from diffusers import DDIMScheduler

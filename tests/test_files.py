@@ -38,7 +38,7 @@ def test_digest_counts_the_files_of_the_variant(tiny_pipeline, copy):
 
 
 def test_what_is_no_model(tmp_path):
-    with pytest.raises(FileNotFoundError, match="give a folder, a Hub id"):
+    with pytest.raises(FileNotFoundError, match="no folder .*; give one, a Hub id"):
         PipelineFiles("no such model").digest  # noqa: B018
     with pytest.raises(FileNotFoundError, match="no model_index.json"):
         PipelineFiles(str(tmp_path)).digest  # noqa: B018
@@ -49,7 +49,7 @@ def test_broken_files(copy):
     (copy / "unet" / "config.json").write_text("{")
     with pytest.raises(ValueError, match="unet/config.json of the model .* is no JSON"):
         files.config("unet/config.json")
-    with pytest.raises(FileNotFoundError, match="has no file x.json"):
+    with pytest.raises(FileNotFoundError, match="has no file x.json: no /.*/x.json$"):
         files.config("x.json")
     with pytest.raises(ValueError, match="has no safety_checker of diffusers or transformers"):
         files.load("safety_checker")
@@ -101,5 +101,7 @@ def test_the_hub_is_asked_for_single_files(tiny_pipeline, tmp_path, monkeypatch)
     assert asked[0] == ("owner/model", "model_index.json", "main", True)
     other = PipelineFiles("owner/other", revision="main", local_files_only=True)
     assert files.digest != other.digest
-    with pytest.raises(FileNotFoundError, match="cannot get x.json .* from the Hub: 404 x.json$"):
+    with pytest.raises(
+        FileNotFoundError, match="cannot find x.json .* the Hub was not to be asked$"
+    ):
         files.path("x.json")

@@ -9,7 +9,9 @@ from acme.backbone import ToyBackbone
 from acme.grounder import NearnessGrounder
 from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
+from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.found import FoundStream
+from ovseg.errors import one_line
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
 from ovseg.grounders.folder import load_grounder, read_config
@@ -194,3 +196,23 @@ def test_a_column_in_which_nothing_was_found_has_no_score(trained, tmp_path):
     results = json.loads((tmp_path / "results.json").read_text())
     assert results["none"]["images"] == 0 and results["none"]["miou"] is None
     assert results["seen"]["images"] == 8 and results["seen"]["miou"] > 0
+
+
+def test_streams_without_features_are_one_line(tmp_path):
+    drawn = DrawnScenes(16, 0, classes="seen")
+    source = data(train=drawn, val={"drawn": drawn}, test={"drawn": drawn})
+    model = module(source)
+    for run, kind in (("fit", "train"), ("validate", "val.drawn"), ("test", "test.drawn")):
+        trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=0)
+        with pytest.raises(ValueError) as caught:
+            getattr(trainer, run)(model, source)
+        line = one_line(caught.value)
+        assert f"those of data.{kind} come without features, entities, found: set data" in line
+        assert "\n" not in line
+
+
+def test_weights_of_another_dtype_are_one_line(tmp_path):
+    source = data()
+    trainer = quiet_trainer(tmp_path, max_epochs=1, precision="bf16-true", num_sanity_val_steps=0)
+    with pytest.raises(ValueError, match="weights are bfloat16 on cpu, .* float32 on cpu: "):
+        trainer.fit(module(source), source)

@@ -14,7 +14,7 @@ from huggingface_hub.errors import (
     RevisionNotFoundError,
 )
 
-from ovseg.hub import hub_folder, is_hub_id, reason
+from ovseg.hub import hub_file, hub_folder, is_hub_id, reason
 
 COMMIT = "0123456789abcdef" * 2 + "01234567"
 
@@ -60,8 +60,11 @@ def test_from_the_cache_of_huggingface_hub(tmp_path, monkeypatch):
     for revision in (None, "main", COMMIT):
         folder = hub_folder("owner/name", ["a.json"], revision=revision, local_files_only=True)
         assert folder == repo / "snapshots" / COMMIT
+        assert hub_file("owner/name", "a.json", revision, True) == folder / "a.json"
     with pytest.raises(FileNotFoundError, match="not all in the cache .* was not to be asked"):
         hub_folder("owner/name", ["a.json", "b.st"], local_files_only=True)
+    with pytest.raises(FileNotFoundError, match="cannot find b.st of 'owner/name': no folder"):
+        hub_file("owner/name", "b.st", local_files_only=True)
     with pytest.raises(FileNotFoundError) as caught:
         hub_folder("owner/other", ["a.json", "b.st"], local_files_only=True)
     assert str(caught.value) == (
@@ -95,13 +98,19 @@ def test_reasons_are_one_line(error, line):
     assert reason(error).startswith(line) and "\n" not in reason(error)
 
 
-def test_an_unreachable_hub(monkeypatch):
+def test_an_unreachable_hub(monkeypatch, capfd):
     import httpx2
     import huggingface_hub
+    from huggingface_hub.utils import logging
 
     def fail(*args, **options):
+        logging.get_logger("huggingface_hub.utils").warning("Retrying in 1s [Retry 1/5].")
         raise httpx2.ProxyError("502 of the proxy")
 
-    monkeypatch.setattr(huggingface_hub, "snapshot_download", fail)
-    with pytest.raises(FileNotFoundError, match=r"the Hub \(https://.*\): 502 of the proxy$"):
-        hub_folder("owner/name", ["a.json"])
+    before = logging.get_verbosity()
+    for function, files in (("snapshot_download", ["a.json"]), ("hf_hub_download", "a.json")):
+        monkeypatch.setattr(huggingface_hub, function, fail)
+        ask = hub_folder if function == "snapshot_download" else hub_file
+        with pytest.raises(FileNotFoundError, match=r"the Hub \(https://.*\): 502 of the proxy$"):
+            ask("owner/name", files)
+    assert "Retrying" not in capfd.readouterr().err and logging.get_verbosity() == before

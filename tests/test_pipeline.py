@@ -71,6 +71,8 @@ def test_photographs(pipe):
     assert batch.labels.shape == (2, 64, 64)
     with pytest.raises(ValueError, match="resize them"):
         pipe.ground(Image.new("RGB", (32, 32)), names=["house"])
+    with pytest.raises(ValueError, match="must have the backbone's size, got 64x64, 32x64; resize"):
+        pipe.ground([picture, picture.resize((32, 64))], names=["house"])
 
 
 def test_the_name_as_whole_words(pipe):
@@ -109,6 +111,18 @@ def test_with_another_backbone(tiny_grounder, pipe, tiny_pipeline):
 def test_refusals(pipe, prompt, names, message):
     with pytest.raises(ValueError, match=message):
         pipe(prompt, names=names)
+
+
+def test_another_dtype_is_one_line(tiny_grounder):
+    model = GroundedDiffusion.from_pretrained(tiny_grounder)
+    for cast in (lambda: model.to(torch.float16), model.backbone.half, model.backbone.double):
+        with pytest.raises(ValueError, match="of dtype float32 cannot be cast to float.*: build"):
+            cast()
+    assert {p.dtype for p in model.grounder.parameters()} == {torch.float32}
+    model.backbone.float()  # as it is
+    model.grounder.half()
+    with pytest.raises(ValueError, match="weights are float16 on cpu, .* float32 on cpu: bring"):
+        model("a photo of a house", names=["house"])
 
 
 def test_a_folder_without_a_grounder(tmp_path):

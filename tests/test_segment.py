@@ -4,14 +4,21 @@ from __future__ import annotations
 
 import json
 import shutil
+import warnings
 
+import families
 import numpy as np
 import pytest
 from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.__main__ import main
+from ovseg.backbones.taps import SD1_TAPS
+from ovseg.backbones.unet import UNetBackbone
+from ovseg.grounders.folder import save_grounder
+from ovseg.grounders.fusion import FusionGrounder
 from ovseg.photos import find_photos, load_photo
+from ovseg.vocabulary import Vocabulary
 from ovseg.windows import see, windows
 
 
@@ -68,7 +75,24 @@ def test_any_picture_becomes_upright_rgb(tmp_path):
     (tmp_path / "notes.txt").write_text("none")
     found = find_photos([tmp_path / "turned.png", tmp_path])
     assert [p.name for p in found[:3]] == ["turned.png", "clear.png", "deep.png"]
-    assert len(found) == 8
+    assert len(found) == 7  # one was given twice
+    (tmp_path / "folder.jpg").mkdir()
+    assert len(find_photos([tmp_path])) == 7
+
+
+def test_whatever_stops_a_decoder_is_one_line(tmp_path, monkeypatch):
+    """Damaged files make Pillow raise errors of many kinds, and warn of odd metadata."""
+    Image.fromarray(noise(6, 4)).save(tmp_path / "a.png")
+    for error in (TypeError("a float\nis none"), EOFError(), MemoryError()):
+
+        def stumble(file, error=error):
+            warnings.warn("odd metadata", stacklevel=1)
+            raise error
+
+        monkeypatch.setattr("ovseg.photos.ImageOps.exif_transpose", stumble)
+        with pytest.raises(ValueError, match=r"a.png cannot be decoded: \w+") as caught:
+            load_photo(tmp_path / "a.png")
+        assert "\n" not in str(caught.value)
 
 
 def test_probabilities_have_the_photos_size_and_average_windows_and_samples(model):
@@ -129,6 +153,37 @@ def test_segment_writes_maps_pictures_and_records_and_goes_on(tiny_grounder, tmp
     assert (out / "a.segments.json").stat().st_mtime_ns == before  # done already
     run(capsys, *arguments, "--seed", "1")
     assert (out / "a.segments.json").stat().st_mtime_ns != before
+    for damaged in ("{", "[]"):
+        (out / "a.segments.json").write_text(damaged)
+        run(capsys, *arguments)
+        assert json.loads((out / "a.segments.json").read_text()) == record
+
+
+def test_photographs_of_all_kinds_at_the_geometry_of_stable_diffusion_1(tmp_path, capsys):
+    """25 taps of 64x64 latents; the largest picture has 48 million pixels."""
+    backbone = UNetBackbone(families.save(families.sd1, tmp_path / "sd1"), list(SD1_TAPS), steps=2)
+    sizes = {"widths": (2, 2, 2, 4), "layers": 1, "hidden": 16, "heads": 2, "ffn": 16}
+    grounder = FusionGrounder(backbone.feature_spec, backbone.text_width, **sizes)
+    save_grounder(grounder, tmp_path / "grounder", backbone, Vocabulary.load("clipart"))
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    picture = Image.fromarray(noise(90, 60))
+    exif = picture.getexif()
+    exif[0x0112] = 6
+    picture.save(photos / "turned.jpg", exif=exif)
+    for mode, name in (("RGB", "rgb.jpg"), ("L", "grey.jpg"), ("CMYK", "cmyk.jpg")):
+        picture.convert(mode).save(photos / name)
+    picture.convert("RGBA").save(photos / "alpha.png")
+    Image.new("RGB", (1, 1), "red").save(photos / "one.png")
+    picture.resize((8000, 6000)).save(photos / "large.jpg")
+    arguments = ["--names", "house, fish", "--model", tmp_path / "grounder"]
+    code, text, error = run(capsys, photos, *arguments, "--out", tmp_path / "out")
+    assert code == 0 and "7 of 7 photos" in text, error
+    for name, size in (("turned", (60, 90)), ("one", (1, 1)), ("large", (8000, 6000))):
+        with Image.open(tmp_path / "out" / f"{name}.labels.png") as labels:
+            assert labels.size == size
+    windows_too = ["--tiled", "--samples", "2", "--out", tmp_path / "tiled"]
+    assert run(capsys, photos / "turned.jpg", photos / "one.png", *arguments, *windows_too)[0] == 0
 
 
 def test_a_name_that_is_not_there_is_said(tiny_grounder, tmp_path, capsys):
@@ -137,8 +192,9 @@ def test_a_name_that_is_not_there_is_said(tiny_grounder, tmp_path, capsys):
     shutil.copytree(tiny_grounder, strict)
     config = json.loads((strict / "config.json").read_text())
     (strict / "config.json").write_text(json.dumps(config | {"threshold": 0.9999}))
-    arguments = ["--names", "house", "--model", strict]
-    assert run(capsys, tmp_path / "a.png", *arguments, "--out", tmp_path / "out")[0] == 0
+    arguments = ["--names", "house, fish", "--model", strict]
+    code, text, _ = run(capsys, tmp_path / "a.png", *arguments, "--out", tmp_path / "out")
+    assert code == 0 and f"{tmp_path / 'a.png'}: no house, no fish" in text
     record = json.loads((tmp_path / "out" / "a.segments.json").read_text())
     assert record["found"]["house"]["present"] is False
     assert not np.asarray(load_photo(tmp_path / "out" / "a.labels.png")).any()
@@ -168,6 +224,10 @@ def test_refusals(tiny_grounder, tmp_path, capsys):
         ([photo, *good, "--names", "house, house"], "1 to 255 different names"),
         ([photo, *good, "--names", " , "], "1 to 255 different names"),
         ([photo, *good, "--samples", "0"], "--samples must be >= 1"),
+        ([photo, *good, "--seed", "-1"], "--seed must be >= 0"),
+        ([photo, *good, "--seed", str(2**63)], "--seed must be >= 0"),
+        ([photo, *good, "--device", "gpu"], "nothing can be computed on the device 'gpu'"),
+        ([photo, *good, "--names", "x" * 900], "xx ...' is cut off"),
         ([photo, *good, "--inversion-steps", "-1"], "--inversion-steps >= 0"),
         ([photo, *good, "--inversion-steps", "2", "--samples", "2"], "averages draws of the noise"),
         ([photo, *good, "--out", tmp_path], "is a folder of the photos"),

@@ -219,6 +219,25 @@ def test_names_embedded_in_the_prompt_itself(tiny_pipeline, backbone):
         UNetBackbone(tiny_pipeline, TAPS, names_in="x")
 
 
+@pytest.mark.parametrize("names_in", ["sentence", "prompt", "pooled"])
+def test_several_tokens_are_averaged_or_kept(tiny_pipeline, names_in):
+    """ "zyx" is a token for each letter, and stands in the second prompt alone."""
+    backbone = UNetBackbone(tiny_pipeline, TAPS, names_in=names_in)
+    apart = Request(0, 0, "", (Entity(1, "zyx"), Entity(2, "house")))
+    asked = [apart, request(1, "a photo of a zyx", "zyx")]
+    mean, kept = backbone.embed(asked), backbone.embed_tokens(asked)
+    count = len(backbone.text.tokenizer("zyx")["input_ids"]) - 2
+    there = kept.any(dim=3)
+    numbers = [[1, 1], [1, 0]] if names_in == "pooled" else [[count, 1], [count, 0]]
+    assert count > 1 and there.sum(dim=2).tolist() == numbers
+    assert kept.shape == (2, 2, max(map(max, numbers)), 32)
+    by_hand = kept.sum(dim=2) / there.sum(dim=2).clamp(min=1)[..., None]
+    torch.testing.assert_close(mean, by_hand)
+    same = torch.equal(kept[0, 0], kept[1, 0])
+    assert same == (names_in != "prompt")  # a prompt says it in other words around it
+    assert backbone.embed_tokens([]).shape == (0, 1, 1, 32)
+
+
 def test_digest_follows_what_decides_the_features(tiny_pipeline):
     def digest(**changes):
         return UNetBackbone(**{"model": tiny_pipeline, "taps": TAPS, "steps": 4} | changes).digest
@@ -272,6 +291,9 @@ def test_bad_requests(backbone):
         backbone.sample([])
     with pytest.raises(ValueError, match=r"S = 2 timesteps, got \(3, 1, 4"):
         backbone.features(torch.zeros(3, 1, 4, 16, 16), backbone.timesteps, REQUESTS)
+    with pytest.raises(ValueError, match=r"are \(4, 16, 16\) at an image_size of 64, got \(4, 8, "):
+        backbone.features(torch.zeros(3, 2, 4, 8, 8), backbone.timesteps, REQUESTS)
+    assert backbone.embed([]).shape == (0, 1, backbone.text_width)
     long = request(0, "a photo of " + "a very " * 20 + "big house", "house")
     with pytest.raises(ValueError, match="'house' is cut off"):
         backbone.sample([long])

@@ -8,7 +8,7 @@ from torch.nn.functional import interpolate
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.grounders.base import check_features
+from ovseg.grounders.base import check_features, check_precision
 from ovseg.grounders.folder import find_grounder, folder_digest, load_grounder, read_config
 from ovseg.grounders.partner import check_backbone
 from ovseg.structures import Annotation, DiffusionSample
@@ -75,6 +75,7 @@ class GrounderAnnotator(Annotator):
         if sample.features is None:
             raise ValueError("a grounder reads features; the backbone's sample has none")
         check_features(self.grounder.feature_spec, sample.features)
+        check_precision(self.grounder, sample.entities.text)
         logits = self.grounder(sample.features, sample.entities)
         masks = _probabilities(logits, sample.images.shape[-2:], self.grounder.threshold)
         masks = masks * sample.entities.valid[..., None, None]

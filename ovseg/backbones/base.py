@@ -71,6 +71,13 @@ class DiffusionBackbone(nn.Module, ABC):
     def embed(self, requests: Sequence[Request]) -> Tensor:
         """Return text embeddings of the entities, ``(B, K, D)``, zeros in padding."""
 
+    def embed_tokens(self, requests: Sequence[Request]) -> Tensor:
+        """Return what `embed` is the mean of, token by token: ``(B, K, T, D)``, zeros in padding.
+
+        T is the most tokens of any name; here, 1: a backbone that has no tokens has names alone.
+        """
+        return self.embed(requests)[:, :, None]
+
     @property
     @abstractmethod
     def timesteps(self) -> Tensor:

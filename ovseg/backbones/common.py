@@ -80,7 +80,18 @@ class DiffusersBackbone(ConfiguredBackbone):
         self._loaded = True
 
     def _apply(self, fn: Callable, recurse: bool = True) -> DiffusersBackbone:
-        """Move everything; parts that are offloaded move by themselves."""
+        """Move everything; parts that are offloaded move by themselves.
+
+        Raises:
+            ValueError: If it would be cast: the weights are loaded in the dtype of the constructor.
+        """
+        own, asked = self.dtype, fn(torch.empty(0, dtype=self.dtype)).dtype
+        if asked != own:
+            wanted, kept = (str(dtype).removeprefix("torch.") for dtype in (asked, own))
+            raise ValueError(
+                f"a backbone of dtype {kept} cannot be cast to {wanted}: build it with "
+                f"dtype={wanted!r}"
+            )
         return super()._apply(fn, recurse=recurse and not self.offload)
 
     def train(self, mode: bool = True) -> DiffusersBackbone:
@@ -127,6 +138,11 @@ class DiffusersBackbone(ConfiguredBackbone):
                 f"latents must be (B, S, C, h, w) with B = {len(requests)} requests and S = "
                 f"{len(timesteps)} timesteps, got {tuple(latents.shape)}"
             )
+        if tuple(latents.shape[2:]) != self.config.latent_shape:
+            raise ValueError(
+                f"latents (C, h, w) of this model are {self.config.latent_shape} at an image_size "
+                f"of {self.image_size}, got {tuple(latents.shape[2:])}"
+            )
         latents = latents.to(self.device, self.dtype)
         branches = 1 + self.both_branches
         with self._own_precision(), self._reader.watching(tokens, self.config.latent_size):
@@ -150,17 +166,34 @@ class DiffusersBackbone(ConfiguredBackbone):
 
     @torch.no_grad()
     def embed(self, requests: Sequence[Request]) -> Tensor:
-        self.load()
-        width = max(1, *(len(request.entities) for request in requests))
-        text = torch.zeros(len(requests), width, self.text_width, device=self.device)
-        with self._own_precision():
-            for row, request in enumerate(requests):
-                check_names(request)
-                for column, found in enumerate(self._names.of(self.text, request)):
-                    text[row, column] = found
+        names = [[tokens.mean(dim=0) for tokens in row] for row in self._tokens(requests)]
+        most = max([1, *map(len, names)])
+        text = torch.zeros(len(names), most, self.text_width, device=self.device)
+        for row, found in enumerate(names):
+            for column, name in enumerate(found):
+                text[row, column] = name
+        return text
+
+    @torch.no_grad()
+    def embed_tokens(self, requests: Sequence[Request]) -> Tensor:
+        names = self._tokens(requests)
+        most = max([1, *map(len, names)])
+        length = max([1, *(len(tokens) for row in names for tokens in row)])
+        text = torch.zeros(len(names), most, length, self.text_width, device=self.device)
+        for row, found in enumerate(names):
+            for column, tokens in enumerate(found):
+                text[row, column, : len(tokens)] = tokens
         return text
 
     # Parts of the above
+
+    def _tokens(self, requests: Sequence[Request]) -> list[list[Tensor]]:
+        """Return the embeddings ``(T, D)`` of each name of each request."""
+        self.load()
+        for request in requests:
+            check_names(request)
+        with self._own_precision():
+            return [self._names.of(self.text, request) for request in requests]
 
     def _prepare(self, requests: Sequence[Request]) -> tuple[list[Request], list[list[list[int]]]]:
         """Load the weights, and find each entity's tokens, which also checks the prompts."""

@@ -212,7 +212,7 @@ class FluxText(TextEncoders):
 
 
 class NameEmbeddings:
-    """Embeddings of names, each kept once it was made.
+    """Embeddings of names, one for each token of a name; each kept once it was made.
 
     Args:
         template: Sentence in which a name is embedded.
@@ -224,7 +224,7 @@ class NameEmbeddings:
         self._known: dict[str, Tensor] = {}
 
     def of(self, text: TextEncoders, request: Request) -> list[Tensor]:
-        """Return ``(D,)`` float32 of each entity.
+        """Return ``(T, D)`` float32 of each entity, T the number of its tokens; pooled, 1.
 
         Raises:
             ValueError: See `ovseg.backbones.text.positions_of`.
@@ -238,30 +238,28 @@ class NameEmbeddings:
     def _alone(self, text: TextEncoders, name: str) -> Tensor:
         """Embed a name in a sentence of its own.
 
-        By the mean of the states over its tokens, as Li et al. do (arXiv 2301.05221, section 3.2),
-        or by the pooled embedding of that sentence. One sentence per call, so that the result
-        depends on nothing else.
+        By the states of its tokens, whose mean Li et al. take (arXiv 2301.05221, section 3.2), or
+        by the pooled embedding of that sentence. One sentence per call, so that the result depends
+        on nothing else.
         """
         if name not in self._known:
-            embed = self._pooled if self.names_in == "pooled" else self._mean
+            embed = self._pooled if self.names_in == "pooled" else self._states
             self._known[name] = embed(text, name, *in_sentence(self.template, name))
         return self._known[name]
 
-    def _mean(self, text: TextEncoders, name: str, sentence: str, span: Span) -> Tensor:
+    def _states(self, text: TextEncoders, name: str, sentence: str, span: Span) -> Tensor:
         places = positions_of(text.tokenizer, sentence, span, name)
-        return text.names([sentence])[0, places].float().mean(dim=0)
+        return text.names([sentence])[0, places].float()
 
-    def _pooled(
-        self, text: TextEncoders, name: str, sentence: str, span: tuple[int, int]
-    ) -> Tensor:
+    def _pooled(self, text: TextEncoders, name: str, sentence: str, span: Span) -> Tensor:
         for part in text.files.clip_encoders:
             positions_of(text.tokenizers[part], sentence, span, name)
-        return text.pooled([sentence])[0].float()
+        return text.pooled([sentence]).float()
 
     def _in_prompt(self, text: TextEncoders, request: Request) -> dict[int, Tensor]:
-        """Embed the names that stand in the prompt there, by the mean over each one's tokens."""
+        """Embed the names that stand in the prompt there."""
         places = text.positions(request)
         if not any(places):
             return {}
         states = text.names([request.prompt])[0].float()
-        return {k: states[found].mean(dim=0) for k, found in enumerate(places) if found}
+        return {k: states[found] for k, found in enumerate(places) if found}

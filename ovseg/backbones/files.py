@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ovseg.embedded import EMBEDDED, locate
-from ovseg.hub import is_hub_id, reason
+from ovseg.hub import hub_file, is_hub_id
 from ovseg.pretrained import content, licence_in, quiet
 
 PARTS = ("unet", "text_encoder", "tokenizer", "vae", "transformer")
@@ -56,7 +56,8 @@ class PipelineFiles:
             )
         if not is_hub_id(self.model):
             raise FileNotFoundError(
-                f"no model {self.model!r}: give a folder, a Hub id (owner/name) or {EMBEDDED!r}"
+                f"no model {self.model!r}: there is no folder {folder.absolute()}; give one, a Hub "
+                f"id (owner/name) or {EMBEDDED!r}"
             )
         return None
 
@@ -69,20 +70,11 @@ class PipelineFiles:
         if self.folder is not None:
             path = self.folder / name
             if not path.is_file():
-                raise FileNotFoundError(f"the model {self.model!r} has no file {name}")
+                raise FileNotFoundError(
+                    f"the model {self.model!r} has no file {name}: no {path.absolute()}"
+                )
             return path
-        from huggingface_hub import hf_hub_download
-        from huggingface_hub.errors import EntryNotFoundError
-
-        try:
-            found = hf_hub_download(
-                self.model, name, revision=self.revision, local_files_only=self.local_files_only
-            )
-        except (OSError, ValueError, EntryNotFoundError) as error:
-            raise FileNotFoundError(
-                f"cannot get {name} of the model {self.model!r} from the Hub: {reason(error)}"
-            ) from error
-        return Path(found)
+        return hub_file(self.model, name, self.revision, self.local_files_only)
 
     def config(self, name: str) -> dict:
         """Read a JSON file.

@@ -110,10 +110,15 @@ def positions_of(tokenizer, text: str, span: Span, name: str) -> list[int]:
     limit = tokenizer.model_max_length - _closing(tokens)
     if found[-1] >= limit:
         raise ValueError(
-            f"the name {name!r} is cut off: it ends at token {found[-1] + 1} of a prompt of at "
-            f"most {limit}; shorten {text!r}"
+            f"the name {_some(name)!r} is cut off: it ends at token {found[-1] + 1} of a prompt of "
+            f"at most {limit}; shorten {_some(text)!r}, or leave the name out of it"
         )
     return found
+
+
+def _some(text: str) -> str:
+    """Return a text, of a long one the beginning, for messages."""
+    return text if len(text) <= 80 else f"{text[:76]} ..."
 
 
 def _closing(tokens: list[Token]) -> int:

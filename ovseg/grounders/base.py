@@ -67,6 +67,25 @@ class Grounder(nn.Module, ABC):
         return logits.amax(dim=(2, 3))
 
 
+def check_precision(grounder: nn.Module, text: Tensor) -> None:
+    """Check that a grounder computes where its inputs are, and in their dtype.
+
+    Args:
+        grounder: One without parameters takes anything.
+        text: Embeddings of the names.
+
+    Raises:
+        ValueError: If not.
+    """
+    weight = next(grounder.parameters(), text)
+    if (weight.dtype, weight.device) != (text.dtype, text.device):
+        own, given = (f"{str(t.dtype)[6:]} on {t.device}" for t in (weight, text))
+        raise ValueError(
+            f"the grounder's weights are {own}, the names and features that it is given {given}: "
+            "bring it there by `to`; in training, choose the precision 32-true or a mixed one"
+        )
+
+
 def check_features(spec: FeatureSpec, features: Features) -> None:
     """Check that features are those that a grounder was built for.
 

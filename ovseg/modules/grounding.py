@@ -12,7 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ovseg import controls
-from ovseg.grounders.base import Grounder
+from ovseg.grounders.base import Grounder, check_precision
 from ovseg.grounders.folder import load_grounder, save_grounder
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
 from ovseg.modules.common import check_output, stream_names, write_output, write_results
@@ -116,8 +116,26 @@ class GroundingModule(ScoredModule):
         """Return the probability ``(B, K, H, W)`` of each entity at image size."""
         return _at_size(self.grounder(batch.features, batch.entities), batch)
 
+    def _check(self, batch: Batch, kind: str, number: int | None = None) -> None:
+        """Refuse samples without features, and weights of another dtype than theirs.
+
+        Raises:
+            ValueError: If a sample has none, or the dtypes differ.
+        """
+        needed = ("features", "entities", "found")[: 2 if kind == "predict" else 3]
+        if lacking := [field for field in needed if getattr(batch, field) is None]:
+            stream = kind if number is None else f"{kind}.{stream_names(self, kind)[number]}"
+            raise ValueError(
+                f"a grounding module reads {', '.join(needed)} of each sample; those of "
+                f"data.{stream} come without {', '.join(lacking)}: set data.backbone and use a "
+                "stream that has them (LiveStream, ShardStream, PhotographStream), or train a "
+                "segmenter"
+            )
+        check_precision(self.grounder, batch.entities.text)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
+        self._check(batch, "train")
         entities, found = batch.entities, batch.found & batch.entities.valid
         if self.empty_missed:
             found = entities.valid
@@ -167,6 +185,7 @@ class GroundingModule(ScoredModule):
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
+        self._check(batch, "val", dataloader_idx)
         masks = self(batch)
         self.scores["val"][dataloader_idx].update(masks, batch, self.grounder.threshold)
         if self.calibration is not None:
@@ -174,6 +193,7 @@ class GroundingModule(ScoredModule):
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a test stream, and its controls."""
+        self._check(batch, "test", dataloader_idx)
         scores, entities = self.scores["test"][dataloader_idx], batch.entities
         batch = batch.replace(features=self.grounder.read(batch.features))
         logits = self.grounder(batch.features, entities)
@@ -205,6 +225,7 @@ class GroundingModule(ScoredModule):
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of the names of each image."""
+        self._check(batch, "predict", dataloader_idx)
         entities = batch.entities
         threshold = self.grounder.threshold
         return to_label_map(self(batch), entities.class_ids, entities.valid, threshold)
