@@ -14,6 +14,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import yaml
+from geometries import geometry
 
 from ovseg import GroundedDiffusion
 from ovseg.backbones.taps import SD1_TAPS
@@ -85,8 +86,8 @@ def random_release(
     return state
 
 
-def released_logits(s, maps, text, stored: bool):
-    """Compute the released module's logits ``(names, 64, 64)`` of one image.
+def released_logits(s, maps, text, stored: bool, sizes=SIZES, image=64, layers=LAYERS, heads=HEADS):
+    """Compute the released module's logits ``(names, image, image)`` of one image.
 
     `maps` are the 1 x (2 C) x h x w maps of each level, unconditional channels first.
     """
@@ -119,17 +120,17 @@ def released_logits(s, maps, text, stored: bool):
         resized = torch.cat([up(m, size) for m in maps[level]], dim=1)
         return F.conv2d(resized, s[f"{level}_feature_conv.0.weight"])
 
-    x = project("low", SIZES["mid"])
-    x = block(torch.cat([up(x, SIZES["high"]), project("mid", SIZES["high"])], 1), "mid")
-    x = block(torch.cat([up(x, SIZES["highest"]), project("high", SIZES["highest"])], 1), "high")
-    x = block(torch.cat([x, project("highest", SIZES["highest"])], 1), "highest")
+    x = project("low", sizes["mid"])
+    x = block(torch.cat([up(x, sizes["high"]), project("mid", sizes["high"])], 1), "mid")
+    x = block(torch.cat([up(x, sizes["highest"]), project("high", sizes["highest"])], 1), "high")
+    x = block(torch.cat([x, project("highest", sizes["highest"])], 1), "highest")
 
     def attend(name, query, memory):
         parts = s[f"{name}.in_proj_weight"].chunk(3)
         q, k, v = query @ parts[0].T, memory @ parts[1].T, memory @ parts[2].T
-        size = q.shape[1] // HEADS
+        size = q.shape[1] // heads
         out = []
-        for h in range(HEADS):
+        for h in range(heads):
             part = slice(h * size, (h + 1) * size)
             weights = (q[:, part] @ k[:, part].T / size**0.5).softmax(dim=-1)
             out.append(weights @ v[:, part])
@@ -137,12 +138,12 @@ def released_logits(s, maps, text, stored: bool):
 
     patches = F.unfold(x, PATCH, stride=PATCH)[0].T
     memory, q = patches @ s["to_k.weight"].T, text @ s["to_q.weight"].T
-    for i in range(LAYERS):
+    for i in range(layers):
         layer = f"transfromer_decoder.layers.{i}"
 
         def normed(q, n, layer=layer):
             w, b = s[f"{layer}.norm{n}.weight"], s[f"{layer}.norm{n}.bias"]
-            return F.layer_norm(q, (HIDDEN,), w, b)
+            return F.layer_norm(q, w.shape, w, b)
 
         own = normed(q, 1)
         q = q + attend(f"{layer}.self_attn", own, own)
@@ -153,7 +154,7 @@ def released_logits(s, maps, text, stored: bool):
     for i in range(3):
         q = F.linear(q, s[f"mlp.layers.{i}.weight"], s[f"mlp.layers.{i}.bias"])
         q = q.clamp(min=0) if i < 2 else q
-    return torch.einsum("chw,nc->nhw", up(x, 64)[0], q)
+    return torch.einsum("chw,nc->nhw", up(x, image)[0], q)
 
 
 def grounder(norm: str) -> FusionGrounder:
@@ -185,6 +186,36 @@ def test_the_converted_module_gives_the_released_modules_output(norm, stored):
         wanted = released_logits(state, levels, text[image], stored)
         assert wanted.std() > 0.1
         assert (got[image] - wanted).abs().max() < 1e-4 * max(1.0, wanted.abs().max())
+
+
+@pytest.mark.slow
+def test_the_same_at_the_size_of_the_paper():
+    """The 25 maps of Stable Diffusion 1.x with both branches, and 18,796,560 parameters."""
+    channels = {"low": 7680, "mid": 7040, "high": 4160, "highest": 2560}
+    sizes = dict(zip(channels, (8, 16, 32, 64), strict=True))
+    state = random_release(
+        channels, dict(zip(channels, (16, 32, 64, 128), strict=True)), 768, 512, 2048, 3
+    )
+    state = {k: v / 10 if v.ndim == 2 or "feature_conv" in k else v for k, v in state.items()}
+    taps, _ = geometry("sd15").measure(SD1_TAPS)
+    ours = FusionGrounder(FeatureSpec(taps, branches=2), 768, norm="instance").eval()
+    ours.load_state_dict(convert(state, ours))
+    assert len(taps) == 25 and sum(p.numel() for p in ours.parameters()) == 18_796_560
+    g = torch.Generator().manual_seed(2)
+    maps = {
+        tap: torch.randn(1, 1, 2, t.channels, 512 // t.stride, 512 // t.stride, generator=g)
+        for tap, t in taps.items()
+    }
+    text, valid = torch.randn(1, 2, 768, generator=g), torch.ones(1, 2, dtype=torch.bool)
+    levels = {
+        level: [m[0].flatten(1, 2) for m in maps.values() if m.shape[-1] == size]
+        for level, size in sizes.items()
+    }
+    with torch.no_grad():
+        got = ours(Features(maps), Entities(text, valid.long(), valid))[0]
+        wanted = released_logits(state, levels, text[0], False, sizes, 512, 3, 8)
+    assert got.shape == wanted.shape == (2, 512, 512) and wanted.std() > 0.1
+    assert (got - wanted).abs().max() < 1e-4 * max(1.0, wanted.abs().max())
 
 
 def test_each_key_that_does_not_fit_is_named():
