@@ -237,6 +237,8 @@ def test_every_shipped_configuration_parses(path, stage, capfd):
         layers = ["-c", stage, MODEL + f"segmenter={path}"]
     elif "class_path" in content.get("model", {}):  # a whole stage, no layer
         layers = ["-c", str(path)]
+    elif path.parent.name == "regimes" and path.stem[0].isalpha():  # of stage 4
+        layers = ["-c", str(path.parents[1] / "4_segmenter.yaml"), "-c", str(path)]
     elif path.parent.name == "annotated":  # changes of stage 1
         layers = ["-c", str(path.with_name("voc_sd15.yaml")), "-c", str(path)]
     elif "grounder" in content.get("model", {}).get("init_args", {}):  # another grounder

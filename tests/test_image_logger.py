@@ -14,7 +14,7 @@ def test_sheet_by_hand():
     images = torch.full((1, 3, 1, 3), 90, dtype=torch.uint8)
     labels = torch.tensor([[[0, 1, 255]]])
     sheet = contact_sheet(images, [labels], [(0, 0, 0), (30, 60, 240)])
-    expected = [[90] * 3] * 3 + [[45] * 3, [50, 70, 190], [115] * 3]  # (90 + 2 * paint) / 3
+    expected = [[90] * 3] * 3 + [[45] * 3, [50, 70, 190], [179, 179, 158]]  # (90 + 2 * paint) / 3
     assert sheet.dtype == np.uint8 and sheet[0].tolist() == expected
     large = contact_sheet(images, [labels], [(0, 0, 0), (30, 60, 240)], scale=2)
     assert large.shape == (2, 12, 3) and np.array_equal(large[::2, ::2], sheet)
