@@ -1,6 +1,6 @@
 """What scoring VOC 2012 val costs, and whether libraries agree on the score.
 
-    python benchmarks/evaluation.py --out benchmarks/results/evaluation.json
+    python benchmarks/evaluation.py --out runs/benchmarks/evaluation.json
 
 1,449 label maps of 375 x 500 pixels and 21 classes, one of which occurs nowhere, in batches of 16,
 as `ovseg test` hands them to the metric. *Ours* keeps the areas of every image too; *loop* is what

@@ -1,6 +1,6 @@
 """Fusion head at Stable Diffusion 1.x size, forward and backward: ours against the literal form.
 
-    python benchmarks/fusion_head.py --out benchmarks/results/fusion_head.json
+    python benchmarks/fusion_head.py --out runs/benchmarks/fusion_head.json
 
 Time is interleaved; peak memory is what one step adds to a process that holds the model, the
 features and nothing else: a fresh process per form on CPU, the allocator's own count on a GPU.

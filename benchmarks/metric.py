@@ -1,6 +1,6 @@
 """What scoring a test set costs: our metric, MMSegmentation's loop over images, and a bincount.
 
-    python benchmarks/metric.py --out benchmarks/results/metric.json
+    python benchmarks/metric.py --out runs/benchmarks/metric.json
 
 All three score the same label maps, at the size of PASCAL VOC and at the clip-art world's, and must
 agree: exactly in areas, to 1e-6 in IoU. *Loop* is what `IoUMetric.process` does with a batch, one

@@ -1,6 +1,6 @@
 """What a stored latent saves, and what a batch saves.
 
-    python benchmarks/sampling.py --out benchmarks/results/sampling.json
+    python benchmarks/sampling.py --out runs/benchmarks/sampling.json
 
 Two ratios in one run. *Training step*: a step of the grounding module on features of stored
 latents (one U-Net call) against one that samples its images first, with guidance, as the paper's

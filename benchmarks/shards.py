@@ -1,6 +1,6 @@
 """Random access to shards against the same members as files of a folder, and against `webdataset`.
 
-    python benchmarks/shards.py --out benchmarks/results/shards.json
+    python benchmarks/shards.py --out runs/benchmarks/shards.json
 
 All give batches as tensors and decode a member with the same function. With ``labelled`` these are
 images, masks and JSON, as a segmenter is trained on; with ``whole`` latents too, as a grounding

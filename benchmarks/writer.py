@@ -1,6 +1,6 @@
 """What writing costs beside sampling, and how long large folders take to start with.
 
-    python benchmarks/writer.py --out benchmarks/results/writer.json
+    python benchmarks/writer.py --out runs/benchmarks/writer.json
 
 Samples that are ready are written by the whole of `predict`, against encoding them alone. Then
 folders of tiny shards: how long `predict` takes to find out what is left to make, without and with
