@@ -241,9 +241,8 @@ class GroundedDiffusion(ModelHubMixin):
         self.grounder.to(entities.text.device)
         check_precision(self.grounder, entities.text)
         logits = self.grounder(features, entities).float()
-        size = tuple(images.shape[-2:])
-        if logits.shape[-2:] != size:
-            logits = interpolate(logits, size=size, mode="bilinear", align_corners=False)
+        if logits.shape[-2:] != (size := images.shape[-2:]):
+            logits = interpolate(logits, size=tuple(size), mode="bilinear", align_corners=False)
         # the grounder's own threshold becomes 0.5
         threshold = torch.tensor(self.grounder.threshold, dtype=torch.float64)
         return (logits - torch.logit(threshold).item()).sigmoid()
