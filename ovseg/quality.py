@@ -49,12 +49,16 @@ class Facts(NamedTuple):
     clip: float | None = None
 
 
+EXTRAS = ("agreement", "clip")
+"""Facts that are None where nobody was asked."""
+
+
 def facts_of(batch: Batch) -> list[list[Facts]]:
     """Return the facts of the entities of every sample of a completed batch."""
     annotation, labels = batch.annotation, batch.labels.cpu().numpy()
     scores, uncertain = _rounded(annotation.scores), _rounded(uncertain_share(annotation.masks))
     found = batch.found.tolist()
-    extras = {name: getattr(annotation, name) for name in ("agreement", "clip")}
+    extras = {name: getattr(annotation, name) for name in EXTRAS}
     asked = {name: _rounded(values) for name, values in extras.items() if values is not None}
     return [
         [

@@ -21,7 +21,7 @@ from PIL.PngImagePlugin import PngImageFile
 from torch import Tensor
 from torch.nn.functional import adaptive_avg_pool2d
 
-from ovseg.quality import Facts, Filter, facts_of, verdict_of
+from ovseg.quality import EXTRAS, Facts, Filter, facts_of, verdict_of
 from ovseg.structures import Batch, Entity, Request
 
 FACTS = {
@@ -44,9 +44,6 @@ STORED = (*LABELLED, "latent.npy")
 
 MISSING = -1.0
 """Stored for agreement and CLIP where nobody was asked, so that types stay fixed."""
-
-EXTRAS = ("agreement", "clip")
-"""Facts that may be missing."""
 
 
 class Record(NamedTuple):

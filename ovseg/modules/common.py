@@ -22,6 +22,11 @@ def stream_names(module: LightningModule, stage: str) -> list[str]:
     return list(streams) if isinstance(streams, Mapping) else [stage]
 
 
+def train_stream(module: LightningModule) -> Any:
+    """Return the data module's training stream, or None."""
+    return getattr(getattr(module.trainer, "datamodule", None), "train", None)
+
+
 def by_class(values: Sequence[float], vocabulary: Vocabulary) -> dict[str, float]:
     """Key per-class values (background first) by class; classes without a value are left out."""
     return {c.key: v for c in vocabulary.classes if not math.isnan(v := float(values[c.id]))}

@@ -9,7 +9,7 @@ from typing import Any
 from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 
-from ovseg.modules.common import check_writable, write_results
+from ovseg.modules.common import check_writable, train_stream, write_results
 from ovseg.vocabulary import Vocabulary
 
 
@@ -61,7 +61,7 @@ class ScoredModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Check the training stream before anything is learnt from it."""
         if stage == "fit":
-            stream = getattr(self.trainer.datamodule, "train", None)
+            stream = train_stream(self)
             self.check_leak("train", stream)
             self.trained_on |= getattr(stream, "taught_classes", set)()
 

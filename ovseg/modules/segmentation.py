@@ -12,7 +12,14 @@ from ovseg.augment import Views
 from ovseg.inference import Inference
 from ovseg.losses_segmentation import PixelLoss, ignore_borders
 from ovseg.metrics import SegmentationIoU
-from ovseg.modules.common import by_class, check_output, stream_names, write_output, write_results
+from ovseg.modules.common import (
+    by_class,
+    check_output,
+    stream_names,
+    train_stream,
+    write_output,
+    write_results,
+)
 from ovseg.modules.scored import ScoredModule
 from ovseg.protocol import Protocol, words
 from ovseg.results import IMAGES, TABLE, pack_images, table
@@ -103,8 +110,7 @@ class SegmentationModule(ScoredModule):
         """Make one metric per stream; fail now if `output` cannot be written."""
         super().setup(stage)
         if stage == "fit":
-            stream = getattr(self.trainer.datamodule, "train", None)
-            self._learn_by(getattr(stream, "practices", set)(), "data.train")
+            self._learn_by(getattr(train_stream(self), "practices", set)(), "data.train")
         if self.output is not None and stage == "fit":
             check_output(self.output, "segmenter")
             check_saveable(self.segmenter, self.vocabulary)
@@ -216,7 +222,7 @@ class SegmentationModule(ScoredModule):
 
     def _row(self) -> tuple[str, str]:
         """Return the method and its training data in the words of a table."""
-        stream = getattr(self.trainer.datamodule, "train", None)
+        stream = train_stream(self)
         source = "not given" if stream is None else type(stream).__name__
         masks = ", masks of unseen classes" if self.unseen_masks else ""
         return type(self.segmenter).__name__, source + masks
