@@ -2,9 +2,10 @@
 
     python benchmarks/regimes.py --runs runs/splits_and_seeds --out runs/regimes
 
-The grounding module, the split and the seed are those of every finished `ovseg quickstart` in the
-folder. Images are generated, and in each regime of configs/clipart/regimes a segmenter takes as
-many training steps as the quickstart's. Two regimes are compared on the same test images, by
+On three splits with three seeds each. The grounding modules are those of the quickstarts that
+`splits_and_seeds.py` leaves in the folder; one that is missing is trained as a quickstart does.
+Images are generated, and in each regime of configs/clipart/regimes a segmenter takes as many
+training steps as the quickstart's. Two regimes are compared on the same test images, by
 `ovseg compare`'s bootstrap of every run and the mean over the runs, on scenes of one and two
 objects and on scenes of two alone. A killed run goes on where it was.
 """
@@ -13,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 
@@ -20,7 +22,9 @@ import numpy as np
 import yaml
 from rich.console import Console
 from rich.table import Table
+from splits_and_seeds import SEEDS, SPLITS
 
+from ovseg import quickstart
 from ovseg.compare import MIDDLE, SCORES, Stream, bootstrap, check, read
 from ovseg.quickstart import WRITTEN, config, fill
 from ovseg.steps import Step, run_steps, write_text
@@ -47,6 +51,14 @@ PAIRS = (
 CLOSING = ("d_with_real", "e_rich_prompts", "s_self_training")
 STREAMS = {"both": "scenes of one and two objects", "drawn": "scenes of two objects"}
 RESAMPLES = 10_000
+ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+
+
+def ground(run: Path, settings: dict) -> None:
+    """Train a grounding module by the first two steps of a quickstart, unless it is there."""
+    write_text(run / "quickstart.json", json.dumps(settings))
+    quickstart.write_configs(run, settings)
+    run_steps(run, quickstart.plan(run)[:2], ENVIRONMENT)
 
 
 def plan(run: Path, out: Path) -> list[Step]:
@@ -161,12 +173,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/regimes"))
     parser.add_argument("--show", action="store_true", help="run nothing, show what is done")
     args = parser.parse_args()
-    folders = sorted(path.parent.absolute() for path in args.runs.glob("*/report.json"))
-    if not (folders or args.show):
-        parser.error(f"no finished quickstart in {args.runs}: run splits_and_seeds.py first")
-    for run in [] if args.show else folders:
-        out = args.out.absolute() / run.name
-        run_steps(out, plan(run, out), {"TOKENIZERS_PARALLELISM": "false"})
+    for seed, split in [] if args.show else product(SEEDS, SPLITS):
+        name = f"split-{split}_seed-{seed}"
+        run, out = (folder.absolute() / name for folder in (args.runs, args.out))
+        ground(run, {"split": split, "seed": seed, "scale": 1.0})
+        run_steps(out, plan(run, out), ENVIRONMENT)
     found = collect(args.out)
     if not all(found.values()):
         parser.error(f"no run is done in {args.out}: leave --show out")
