@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
+from threading import Lock
 
 import torch
 from lightning.pytorch import LightningDataModule
@@ -13,6 +14,7 @@ from torch.utils.data import DataLoader
 
 import ovseg
 from ovseg.backbones.base import DiffusionBackbone
+from ovseg.data.ahead import Ahead
 from ovseg.data.base import Stream, WritableStream
 from ovseg.data.loader import TrainLoader
 from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSampler
@@ -45,6 +47,8 @@ class SyntheticDataModule(LightningDataModule):
             generated sample depend on it.
         job_index: Number of this job in an array of jobs that `predict` one dataset, from 0.
         num_jobs: Number of jobs in the array; each makes its own share of the shards.
+        ahead: On a GPU, make the next training batch while the model learns from the one before;
+            that takes the memory of one batch more.
 
     Raises:
         ValueError: If a number is not positive or job_index not in the array, or the vocabulary or
@@ -68,6 +72,7 @@ class SyntheticDataModule(LightningDataModule):
         threads: int | None = None,
         job_index: int = 0,
         num_jobs: int = 1,
+        ahead: bool = True,
     ) -> None:
         super().__init__()
         if batch_size < 1:
@@ -88,6 +93,8 @@ class SyntheticDataModule(LightningDataModule):
         self.seed = seed
         self.threads = threads
         self.job_index, self.num_jobs = job_index, num_jobs
+        self.ahead = ahead
+        self._one_at_a_time = Lock()  # validation may come while a training batch is made
         self.pending: dict[str, Sequence[int]] = {}
         """Shards of each stream that `predict` is to make; by default the job's share of all (a
         writer sets it)."""
@@ -132,7 +139,10 @@ class SyntheticDataModule(LightningDataModule):
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled full batches."""
         sampler = TrainSampler(self.train, self.batch_size, self.seed, *self._place())
-        return TrainLoader(self.train, None, sampler=sampler, num_workers=self.num_workers)
+        ahead = None
+        if self._makes_ahead:
+            ahead = Ahead(partial(self._complete, self.train), self.trainer.strategy.root_device)
+        return TrainLoader(self.train, ahead, sampler=sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader]:
         """Return one loader per validation stream, in order."""
@@ -146,10 +156,19 @@ class SyntheticDataModule(LightningDataModule):
         """Return the batches of the pending shards, one loader per stream, in order."""
         return [self._shard_loader(place, name) for place, name in enumerate(self.predict)]
 
+    def transfer_batch_to_device(
+        self, batch: Batch, device: torch.device, dataloader_idx: int
+    ) -> Batch:
+        """Move a batch that was not made there."""
+        if self.trainer.training and self._makes_ahead:
+            return batch
+        return super().transfer_batch_to_device(batch, device, dataloader_idx)
+
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
-        """Complete a batch on the device."""
-        with torch.no_grad():
-            return self._source(dataloader_idx).complete(batch, self.backbone)
+        """Complete a batch on the device, unless that was done ahead."""
+        if self.trainer.training and self._makes_ahead:
+            return batch
+        return self._complete(self._source(dataloader_idx), batch)
 
     def describe(self, name: str) -> dict:
         """Return what decides every byte of the dataset that `predict` writes of one stream.
@@ -196,6 +215,17 @@ class SyntheticDataModule(LightningDataModule):
         if streams[0] is None:
             raise ValueError(f"`{stage}` needs a stream: set data.{needed}")
         return streams
+
+    @property
+    def _makes_ahead(self) -> bool:
+        """Whether training batches are completed before they are due."""
+        device = self.trainer.strategy.root_device
+        return self.ahead and self.backbone is not None and device.type == "cuda"
+
+    def _complete(self, stream: Stream, batch: Batch) -> Batch:
+        """Complete a batch on its device; in one thread at a time, for a backbone has hooks."""
+        with self._one_at_a_time, torch.no_grad():
+            return stream.complete(batch, self.backbone)
 
     def _source(self, dataloader_idx: int) -> Stream:
         """Return the stream that the current batch came from."""

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
 
 from torch.utils.data import DataLoader
 
+from ovseg.data.base import Stream
 from ovseg.structures import Batch
 
 
@@ -15,15 +17,31 @@ class TrainLoader(DataLoader):
     Lightning saves and restores the state of a loader that has one (that of rank 0, so it holds
     nothing of a rank). A generator, so that the sampler's epoch is read at the first batch, with
     any number of workers.
+
+    Args:
+        stream: What is trained on.
+        ahead: Makes of the loaded batches those that are given out, or None. It may load a batch
+            before it is due; what counts is what was given out.
+        **options: Of a DataLoader.
     """
 
     _given = 0
     _resume = 0
 
+    def __init__(
+        self,
+        stream: Stream,
+        ahead: Callable[[Iterable[Batch]], Iterator[Batch]] | None = None,
+        **options: Any,
+    ) -> None:
+        super().__init__(stream, batch_size=None, **options)
+        self.ahead = ahead
+
     def __iter__(self) -> Iterator[Batch]:
         self._given, self._resume = self._resume, 0
         self.sampler.skip = self._given
-        for batch in super().__iter__():
+        batches = super().__iter__()
+        for batch in batches if self.ahead is None else self.ahead(batches):
             self._given += 1
             yield batch
 
