@@ -1,13 +1,12 @@
 """What stage 4 should be trained on: the regimes A to F and self-training, compared.
 
-    python benchmarks/regimes.py --runs runs/splits_and_seeds --out runs/regimes
+    python benchmarks/regimes.py --out runs/regimes
 
-On three splits with three seeds each. The grounding modules are those of the quickstarts that
-`splits_and_seeds.py` leaves in the folder; one that is missing is trained as a quickstart does.
-Images are generated, and in each regime of configs/clipart/regimes a segmenter takes as many
-training steps as the quickstart's. Two regimes are compared on the same test images, by
-`ovseg compare`'s bootstrap of every run and the mean over the runs, on scenes of one and two
-objects and on scenes of two alone. A killed run goes on where it was.
+On three splits with three seeds each: a grounding module is trained as in a quickstart, images are
+generated, and in each regime of configs/clipart/regimes a segmenter takes as many training steps as
+the quickstart's. Two regimes are compared on the same test images, by `ovseg compare`'s bootstrap
+of every run and the mean over the runs, on scenes of one and two objects and on scenes of two
+alone. A killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -24,7 +23,6 @@ from rich.console import Console
 from rich.table import Table
 from splits_and_seeds import SEEDS, SPLITS
 
-from ovseg import quickstart
 from ovseg.compare import MIDDLE, SCORES, Stream, bootstrap, check, read
 from ovseg.quickstart import WRITTEN, config, fill
 from ovseg.steps import Step, run_steps, write_text
@@ -51,34 +49,38 @@ PAIRS = (
 CLOSING = ("d_with_real", "e_rich_prompts", "s_self_training")
 STREAMS = {"both": "scenes of one and two objects", "drawn": "scenes of two objects"}
 RESAMPLES = 10_000
-ENVIRONMENT = {"TOKENIZERS_PARALLELISM": "false"}
+ANNOTATED = ("train", "val_one_seen")
 
 
-def ground(run: Path, settings: dict) -> None:
-    """Train a grounding module by the first two steps of a quickstart, unless it is there."""
-    write_text(run / "quickstart.json", json.dumps(settings))
-    quickstart.write_configs(run, settings)
-    run_steps(run, quickstart.plan(run)[:2], ENVIRONMENT)
+def plan(out: Path, settings: dict) -> list[Step]:
+    """Write a run's configs, and return the steps that train its grounder and its segmenters.
 
-
-def plan(run: Path, out: Path) -> list[Step]:
-    """Write the configs of a run, and return the steps that make the images, train and test."""
-    settings = json.loads((run / "quickstart.json").read_text(encoding="utf-8"))
+    Args:
+        out: Folder of the run.
+        settings: Its `split`, `seed` and `scale`, see `ovseg.quickstart.fill`.
+    """
 
     def copy(name: str) -> Path:
         text = config(name).read_text(encoding="utf-8").replace(f"{WRITTEN}/regimes", WRITTEN)
-        filled = yaml.safe_dump(fill(yaml.safe_load(text), out, **settings), sort_keys=False)
+        filled = fill(yaml.safe_load(text), out, **settings)
+        if name == "1_annotated":  # what no training reads stays away
+            streams = filled["data"]["init_args"]["predict"]
+            filled["data"]["init_args"]["predict"] = {name: streams[name] for name in ANNOTATED}
         path = out / "configs" / f"{name}.yaml"
-        write_text(path, filled.replace(str(out / "2_grounding"), str(run / "2_grounding")))
+        write_text(path, yaml.safe_dump(filled, sort_keys=False))
         return path
 
     def step(name: str, verb: str, *layers: str) -> Step:
         paths = tuple(copy(layer) for layer in layers)
         arguments = [verb, *(part for path in paths for part in ("--config", str(path)))]
-        arguments += ["--then_test", "true"] * (verb == "fit")
+        arguments += ["--then_test", "true"] * (name in REGIMES)
         return Step(name, REGIMES.get(name, name), name, tuple(arguments), paths)
 
-    steps = [step("images", "predict", "3_synthetic", "regimes/1_images")]
+    steps = [
+        step("1_annotated", "predict", "1_annotated"),
+        step("2_grounding", "fit", "2_grounding"),
+        step("images", "predict", "3_synthetic", "regimes/1_images"),
+    ]
     for name in REGIMES:
         if name == "s_self_training":
             steps.append(step("pseudo", "predict", "regimes/2_pseudo_labels"))
@@ -169,15 +171,13 @@ def show(stream: str, result: dict, console: Console) -> None:
 def main() -> None:
     """Run what is missing, then print and store the tables."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--runs", type=Path, default=Path("runs/splits_and_seeds"))
     parser.add_argument("--out", type=Path, default=Path("runs/regimes"))
     parser.add_argument("--show", action="store_true", help="run nothing, show what is done")
     args = parser.parse_args()
     for seed, split in [] if args.show else product(SEEDS, SPLITS):
-        name = f"split-{split}_seed-{seed}"
-        run, out = (folder.absolute() / name for folder in (args.runs, args.out))
-        ground(run, {"split": split, "seed": seed, "scale": 1.0})
-        run_steps(out, plan(run, out), ENVIRONMENT)
+        out = args.out.absolute() / f"split-{split}_seed-{seed}"
+        steps = plan(out, {"split": split, "seed": seed, "scale": 1.0})
+        run_steps(out, steps, {"TOKENIZERS_PARALLELISM": "false"})
     found = collect(args.out)
     if not all(found.values()):
         parser.error(f"no run is done in {args.out}: leave --show out")

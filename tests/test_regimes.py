@@ -2,7 +2,6 @@
 
 import importlib
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +11,6 @@ from rich.console import Console
 
 from ovseg.__main__ import main
 from ovseg.compare import Stream
-from ovseg.embedded import locate
 from ovseg.steps import write_text
 
 FOLDER = Path(__file__).parents[1] / "benchmarks"
@@ -34,11 +32,11 @@ def outcome(seen: int, unseen: int, images: int = 4) -> Stream:
 
 
 def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
-    run, out = tmp_path / "run", tmp_path / "out"
-    write_text(run / "quickstart.json", json.dumps({"split": "3", "seed": 2, "scale": 1.0}))
-    steps = regimes.plan(run, out)
+    out = tmp_path / "out"
+    steps = regimes.plan(out, {"split": "3", "seed": 2, "scale": 1.0})
     names = [step.name for step in steps]
-    assert names[0] == "images" and sorted(names[1:]) == sorted([*regimes.REGIMES, "pseudo"])
+    assert names[:3] == ["1_annotated", "2_grounding", "images"]
+    assert sorted(names[3:]) == sorted([*regimes.REGIMES, "pseudo"])
     assert names.index("c_mixture") < names.index("pseudo") < names.index("s_self_training")
     used = {}
     for step in steps:
@@ -46,9 +44,14 @@ def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
         text = json.dumps(layers)
         assert "runs/clipart" not in text
         used[step.name] = text
-    assert str(run / "2_grounding" / "grounder") in used["images"]
-    assert all(str(run) not in used[name] for name in regimes.REGIMES)
-    streams = yaml.safe_load(steps[0].configs[1].read_text())["data"]["init_args"]["predict"]
+    assert all(f"{out}/2_grounding/grounder" in used[n] for n in ("2_grounding", "images"))
+    assert all("2_grounding" not in used[name] for name in regimes.REGIMES)
+    for stream in regimes.ANNOTATED:
+        assert f"{out}/1_annotated/{stream}" in used["2_grounding"]
+    streams = yaml.safe_load(steps[0].configs[0].read_text())["data"]["init_args"]["predict"]
+    assert tuple(streams) == regimes.ANNOTATED
+    assert [step.name for step in steps if "--then_test" in step.arguments] == [*regimes.REGIMES]
+    streams = yaml.safe_load(steps[2].configs[1].read_text())["data"]["init_args"]["predict"]
     assert [stream["init_args"]["seed"] for stream in streams.values()] == [2061, 2062, 2063]
     for name in ("one", "two", "rich"):
         assert any(f"{out}/images/{name}" in used[regime] for regime in regimes.REGIMES)
@@ -57,9 +60,7 @@ def test_every_regime_of_a_run_is_a_step(regimes, tmp_path):
 
 
 def test_only_the_bound_may_see_masks_of_unseen_classes(regimes, tmp_path):
-    run = tmp_path / "run"
-    write_text(run / "quickstart.json", json.dumps({"split": "1", "seed": 0, "scale": 1.0}))
-    for step in regimes.plan(run, tmp_path / "out"):
+    for step in regimes.plan(tmp_path, {"split": "1", "seed": 0, "scale": 1.0}):
         if step.name in regimes.REGIMES:
             own = yaml.safe_load(step.configs[-1].read_text())
             allowed = own.get("model", {}).get("init_args", {}).get("unseen_masks", False)
@@ -116,11 +117,9 @@ def test_only_whole_runs_count_and_are_shown(regimes, tmp_path, monkeypatch, cap
 
 def test_the_whole_chain_at_a_small_size(regimes, tmp_path, capsys, monkeypatch):
     """Every command as it is run, in one process, of 48 images and 3 training steps each."""
-    run, out = tmp_path / "run", tmp_path / "out" / "split-1_seed-0"
-    write_text(run / "quickstart.json", json.dumps({"split": "1", "seed": 0, "scale": 0.005}))
-    shutil.copytree(locate("clipart", "grounder"), run / "2_grounding" / "grounder")
+    out = tmp_path / "out" / "split-1_seed-0"
     alone = ["--trainer.devices", "1", "--trainer.strategy", "auto"]
-    for step in regimes.plan(run, out):
+    for step in regimes.plan(out, {"split": "1", "seed": 0, "scale": 0.005}):
         assert main([*step.arguments, *alone]) == 0, step.name
     known = json.loads((out / "pseudo" / "dataset.json").read_text())
     facts = known["annotator"]
