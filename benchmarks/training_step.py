@@ -7,7 +7,9 @@ the same weights, on the same batches, which lie ready in memory, in three ways 
 *ours* is `SegmentationModule` in Lightning's Trainer, with its progress bar and the CSV log of
 `ovseg fit`; *bare* is a loop of a dozen lines with `torch.nn.functional.cross_entropy`; *runner*
 is MMEngine's `Runner` with MMSegmentation's preprocessor and hooks, and the accuracy that its heads
-compute at every step. None writes checkpoints.
+compute at every step. None writes checkpoints. SGD is in torch's fused form, as in
+configs/segmentation/published_schedule.yaml; the Runner's is in torch's default form, as in
+MMSegmentation's schedules, or with `--fused_runner` fused too.
 Seconds are those from the end of the steps that warm up to the end of the last; afterwards all
 weights must agree.
 """
@@ -19,6 +21,7 @@ import io
 import tempfile
 import time
 import warnings
+from collections.abc import Callable
 from contextlib import redirect_stderr, redirect_stdout
 from functools import partial
 from pathlib import Path
@@ -45,7 +48,8 @@ SETS = {"deeplabv3plus_r50": (2, 128, 3), "deeplabv3plus_small": (16, 128, 8)}
 which enlarges its 64 pixels to as many."""
 
 WARM = 2
-SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
+DEFAULT_SGD = partial(torch.optim.SGD, lr=1e-3, momentum=0.9)
+SGD = partial(DEFAULT_SGD, fused=True)
 Batches = list[tuple[Tensor, Tensor]]
 
 
@@ -121,7 +125,13 @@ def bare(segmenter: MMSegSegmenter, batches: Batches, clock: Clock, folder: str)
         clock.tick()
 
 
-def runner(segmenter: MMSegSegmenter, batches: Batches, clock: Clock, folder: str) -> None:
+def runner(
+    segmenter: MMSegSegmenter,
+    batches: Batches,
+    clock: Clock,
+    folder: str,
+    sgd: Callable[..., torch.optim.Optimizer] = DEFAULT_SGD,
+) -> None:
     """Train by MMEngine's Runner."""
     from mmengine.hooks import Hook
     from mmengine.registry import init_default_scope
@@ -158,7 +168,7 @@ def runner(segmenter: MMSegSegmenter, batches: Batches, clock: Clock, folder: st
         work_dir=folder,
         train_dataloader=DataLoader(ready, batch_size=None),
         train_cfg={"by_epoch": False, "max_iters": len(batches)},
-        optim_wrapper={"type": "OptimWrapper", "optimizer": SGD(network.parameters())},
+        optim_wrapper={"type": "OptimWrapper", "optimizer": sgd(network.parameters())},
         default_hooks={"checkpoint": None, "sampler_seed": None, "logger": logger},
         custom_hooks=[{"type": Tick, "priority": "LOWEST"}],
         log_level="ERROR",
@@ -256,7 +266,10 @@ def main(argv: list[str] | None = None) -> dict:
     """Measure both sizes."""
     made = parser(__doc__.splitlines()[0], repeats=7)
     made.add_argument("--only", choices=sorted(SETS), help="one of the networks")
+    made.add_argument("--fused_runner", action="store_true", help="the Runner's SGD is fused too")
     args = made.parse_args(argv)
+    if args.fused_runner:
+        FORMS["runner"] = partial(runner, sgd=SGD)
     if args.repeats < 1:
         raise SystemExit(f"repeats must be >= 1, got {args.repeats}")
     quiet()

@@ -26,10 +26,6 @@ ALLOWED = {
     "callbacks": OPEN | {"maths", "data", "report", "callbacks"},
     "pipeline": OPEN | {"backbones", "grounders", "annotators", "folder", "report", "pipeline"},
 }
-MATHS = (
-    *("losses", "metrics", "controls", "augment", "optim"),
-    *("protocol", "results", "results_grounding"),
-)
 LIGHTNING = ("data", "modules", "callbacks", "cli", "quickstart")
 TRANSFORMERS = (
     "annotators",

@@ -20,7 +20,6 @@ from ovseg.data.base import Stream
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.live import LiveStream
 from ovseg.data.mixture import MixtureStream, interleave
-from ovseg.data.photographs import PhotographStream
 from ovseg.data.prompts import TemplatePrompts
 from ovseg.data.real import MMSegDataset
 from ovseg.data.samplers import TrainSampler
@@ -246,15 +245,6 @@ def test_yaml_makes_a_mixture(dataset):
     assert [type(stream) for stream in mixture.streams] == [ShardStream, DrawnScenes]
     mixture.bind(WORDS)
     assert len(mixture) == 15  # 11 come before the last of 4 is due
-
-
-def test_photographs_of_several_datasets():
-    mixture = MixtureStream([DrawnScenes(3, seed=1), DrawnScenes(3, seed=2)])
-    photographs = PhotographStream(mixture)
-    photographs.bind(WORDS)
-    batch = photographs[[0, 1, 5]]
-    for request, labels in zip(batch.requests, batch.labels, strict=True):
-        assert {e.class_id for e in request.entities} == set(labels.unique().tolist()) - {0}
 
 
 def test_a_fresh_stream_goes_on_in_the_next_epoch():

@@ -10,6 +10,7 @@ from acme.backbone import ToyBackbone
 from toy_data import data_module, write_dataset
 
 from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.mixture import MixtureStream
 from ovseg.data.photographs import PhotographStream
 from ovseg.data.shards import ShardStream
 from ovseg.quality import QualityFilter
@@ -107,3 +108,10 @@ def test_photographs_are_filtered_as_any_other_samples(tmp_path):
     write_dataset(tmp_path, data_module(predict={"data": stream}))
     numbers = json.loads((tmp_path / "dataset.json").read_text())["yield"]
     assert (numbers["kept"], numbers["reasons"]) == (2, {"area < 0.1": 1})
+
+
+def test_photographs_of_several_datasets(vocabulary):
+    mixture = MixtureStream([DrawnScenes(3, seed=1), DrawnScenes(3, seed=2)])
+    batch = bound(PhotographStream(mixture), vocabulary)[[0, 1, 5]]
+    for request, labels in zip(batch.requests, batch.labels, strict=True):
+        assert {e.class_id for e in request.entities} == set(labels.unique().tolist()) - {0}
