@@ -11,7 +11,7 @@ import argparse
 import json
 import zipfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ from ovseg.steps import write_text
 
 SCORES = ("seen", "unseen", "harmonic")
 MIDDLE = (2.5, 97.5)
+CIRCUMSTANCES = ("inference", "unseen_masks")
 CHUNK = 256
 """Resamples that are drawn at once."""
 
@@ -39,6 +40,8 @@ class Stream:
         areas: ``(I, 3, N)`` intersection, union and truth of every image.
         seen: Ids of the classes in the mean of the seen ones.
         unseen: Ids of the unseen classes.
+        circumstances: What else may differ and is no part of the protocol: how images were seen,
+            and whether masks of unseen classes were allowed.
     """
 
     facts: dict
@@ -47,6 +50,7 @@ class Stream:
     areas: np.ndarray
     seen: np.ndarray
     unseen: np.ndarray
+    circumstances: dict = field(default_factory=dict)
 
 
 def main(argv: Sequence[str]) -> None:
@@ -67,6 +71,8 @@ def main(argv: Sequence[str]) -> None:
         check(name, one[name], two[name])
     result = {name: compare(one[name], two[name], args.resamples, args.seed) for name in one}
     _print(result, args)
+    for line in dict.fromkeys(line for name in one for line in unlike(one[name], two[name])):
+        print(line)
     if args.json:
         write_text(args.json, json.dumps(result, indent=2) + "\n")
 
@@ -93,6 +99,7 @@ def read(source: Path) -> dict[str, Stream]:
                     scores={key: scores[key] for key in SCORES},
                     indices=arrays[f"{name}/indices"],
                     areas=arrays[f"{name}/areas"].astype(np.int64),
+                    circumstances={key: scores.get(key) for key in CIRCUMSTANCES},
                     **groups,
                 )
                 for name, scores in results.items()
@@ -146,6 +153,15 @@ def check(name: str, one: Stream, two: Stream) -> None:
             f"the tests have different images in stream {name!r}: the truth of number "
             f"{one.indices[differ][0]} is not the same"
         )
+
+
+def unlike(one: Stream, two: Stream) -> list[str]:
+    """Say what differs beside what was trained, a line each."""
+    return [
+        f"Mind that {key} differs: A {one.circumstances.get(key)}, B {two.circumstances.get(key)}."
+        for key in CIRCUMSTANCES
+        if one.circumstances.get(key) != two.circumstances.get(key)
+    ]
 
 
 def compare(one: Stream, two: Stream, resamples: int = 10_000, seed: int = 0) -> dict:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Collection
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS
+from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS, UNSEEN_NAMES
 from ovseg.vocabulary import Vocabulary
 
 SETTINGS = {
@@ -70,6 +70,7 @@ class Protocol:
         transductive: Whether pixels without annotation may be learnt from.
         allows_unseen_masks: Whether masks of unseen classes may be: a bound, no zero-shot result.
         image_size: Height and width of test images; None scores each at its own size.
+        test_images: Number of images that others' figures are of; None if nobody has fixed it.
         flips: Whether logits are averaged with those of the mirrored image.
         published: Others' rows.
 
@@ -90,6 +91,7 @@ class Protocol:
     transductive: bool = False
     allows_unseen_masks: bool = False
     image_size: int | None = None
+    test_images: int | None = None
     flips: bool = False
     published: tuple[Published, ...] = ()
 
@@ -103,9 +105,10 @@ class Protocol:
             value = getattr(self, field.name)
             if field.type == "bool" and not isinstance(value, bool):
                 raise ValueError(f"{field.name} must be true or false, got {value!r}")
-        size = self.image_size
-        if size is not None and not (isinstance(size, int) and size > 0):
-            raise ValueError(f"image_size must be a number of pixels or null, got {size!r}")
+        for key, what in (("image_size", "pixels"), ("test_images", "images")):
+            value = getattr(self, key)
+            if value is not None and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"{key} must be a number of {what} or null, got {value!r}")
         if self.background_in_mean and not (self.background_predicted and self.score_background):
             raise ValueError(
                 "background's IoU cannot be in the mean while it is not predicted or its pixels "
@@ -175,6 +178,11 @@ class Protocol:
                 f"{where} has {PSEUDO_LABELS}, which protocol {self.name} rules out: leave them "
                 "out, or state it in a protocol of your own (transductive: true)"
             )
+        if UNSEEN_NAMES in practices and not self.unseen_names:
+            raise ValueError(
+                f"{where} has {UNSEEN_NAMES}, which protocol {self.name} rules out: leave them "
+                "out, or state it in a protocol of your own (unseen_names: true)"
+            )
         if IGNORED_UNSEEN in practices and self.unseen_pixels == "left out":
             raise ValueError(
                 f"{where} has {IGNORED_UNSEEN}, which protocol {self.name} leaves out: leave them "
@@ -200,6 +208,23 @@ def names() -> list[str]:
     return sorted(p.name[:-5] for p in folder.iterdir() if p.name.endswith(".yaml"))
 
 
+def elsewhere(protocol: Protocol) -> list[Published]:
+    """Return others' rows that stand in other shipped protocols alone: none is comparable."""
+    own = {(row.method, row.seen, row.unseen) for row in protocol.published}
+    found: dict[tuple, Published] = {}
+    for other in sorted(map(Protocol.load, names()), key=_fitting_rows, reverse=True):
+        for row in other.published:
+            reason = f"another protocol, {other.name}: {other.title}"
+            figures = (row.method, row.seen, row.unseen)
+            if figures not in own:
+                found.setdefault(figures, replace(row, incomparable=reason))
+    return list(found.values())
+
+
+def _fitting_rows(protocol: Protocol) -> int:
+    return sum(row.incomparable is None for row in protocol.published)
+
+
 def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
     """Say a protocol in some sentences."""
     unseen = ", ".join(vocabulary[i].name for i in vocabulary.unseen)
@@ -210,11 +235,12 @@ def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
     }
     used = " and ".join(what for what, yes in allowed.items() if yes) or "nothing of unseen classes"
     size = f"at {protocol.image_size} pixels" if protocol.image_size else "at their own size"
+    count = f"The {protocol.test_images:,} test" if protocol.test_images else "Test"
     return (
         f"Protocol {protocol.name}: {protocol.title}. {len(vocabulary.seen)} seen and "
         f"{len(vocabulary.unseen)} unseen classes ({unseen}); {SETTINGS[protocol.setting]}. "
         f"{_background(protocol)} Training may use {used}; "
-        f"{UNSEEN_PIXELS[protocol.unseen_pixels]}. Test images are scored {size}, "
+        f"{UNSEEN_PIXELS[protocol.unseen_pixels]}. {count} images are scored {size}, "
         f"{'averaged with their mirror images' if protocol.flips else 'unmirrored'}."
     )
 

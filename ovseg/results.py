@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.protocol import Protocol, Published
+from ovseg.protocol import Protocol, Published, elsewhere
 
 RESULTS = "results.json"
 IMAGES = "results_images.npz"
@@ -46,33 +46,55 @@ def pack_images(
     return content.getvalue()
 
 
-def table(protocol: Protocol, results: Mapping[str, Mapping], method: str, training: str) -> str:
+def table(
+    protocol: Protocol, results: Mapping[str, Mapping], method: str, training: str, bound: bool
+) -> str:
     """Return Markdown: per stream, others' comparable rows, then ours; then the other rows.
 
     Args:
         protocol: What was scored.
-        results: Per stream, `seen`, `unseen` and `harmonic`.
+        results: Per stream, `seen`, `unseen`, `harmonic` and the number of `images`.
         method: Our row's name.
         training: What it was trained with.
+        bound: Whether masks of unseen classes were: nobody's row is comparable then.
     """
-    beside = [_row(row.method, row.training, vars(row)) for row in _rows(protocol, fits=True)]
     parts = [f"# {protocol.title} ({protocol.name})\n\nmIoU in percent.\n"]
+    apart: dict[Published, str] = {}
     for name, scores in results.items():
-        rows = [*beside, _row(f"**{method}**", training, scores)]
-        parts.append(f"\n## {name}\n{HEAD}{''.join(rows)}")
-    sources = dict.fromkeys(row.source for row in protocol.published)
-    if sources:
+        beside, reason = comparable(protocol, scores["images"], bound)
+        apart |= dict.fromkeys((row for row in _fitting(protocol) if row not in beside), reason)
+        rows = [_row(row.method, row.training, vars(row)) for row in beside]
+        rows.append(_row(f"**{method}**", training, scores))
+        parts.append(f"\n## {name}, {scores['images']:,} images\n{HEAD}{''.join(rows)}")
+    others = {row: row.incomparable for row in protocol.published if row.incomparable}
+    others = {**apart, **others, **{row: row.incomparable for row in elsewhere(protocol)}}
+    if sources := dict.fromkeys(row.source for row in (*_fitting(protocol), *others)):
         parts.append(f"\nOthers' figures: {'; '.join(sources)}.\n")
-    others = _rows(protocol, fits=False)
     if others:
-        rows = (_row(row.method, row.incomparable, vars(row)) for row in others)
+        rows = [_row(row.method, reason, vars(row)) for row, reason in others.items()]
         head = HEAD.replace("training data", "why not")
         parts.append(f"\n## Not comparable\n{head}{''.join(rows)}")
     return "".join(parts)
 
 
-def _rows(protocol: Protocol, fits: bool) -> list[Published]:
-    return [row for row in protocol.published if (row.incomparable is None) == fits]
+def comparable(protocol: Protocol, images: int, bound: bool) -> tuple[list[Published], str]:
+    """Return others' rows that may stand beside a test, and why the others may not.
+
+    Args:
+        protocol: What was scored.
+        images: How many images were.
+        bound: Whether training used masks of unseen classes.
+    """
+    reason = ""
+    if bound:
+        reason = "this test's training used masks of unseen classes"
+    elif protocol.test_images not in (None, images):
+        reason = f"of {protocol.test_images:,} test images, this test is of {images:,}"
+    return ([] if reason else _fitting(protocol)), reason
+
+
+def _fitting(protocol: Protocol) -> list[Published]:
+    return [row for row in protocol.published if row.incomparable is None]
 
 
 def _row(method: str, words: str, scores: Mapping) -> str:

@@ -125,6 +125,20 @@ def test_the_verb(tests, tmp_path, capsys):
     assert [same["unseen"][key] for key in ("difference", "low", "high")] == [0, 0, 0]
 
 
+def test_what_differs_beside_the_training_is_said(tests, capsys):
+    one, two = (str(folder) for folder in tests)
+    assert main(["compare", one, two, "--resamples", "9"]) == 0
+    assert "Mind" not in capsys.readouterr().out
+    path = tests[1] / "results.json"
+    results = json.loads(path.read_text())
+    results["val"] |= {"inference": {"flips": True}, "unseen_masks": True}
+    path.write_text(json.dumps(results))
+    assert main(["compare", one, two, "--resamples", "9"]) == 0
+    printed = capsys.readouterr().out
+    assert "Mind that inference differs: A None, B {'flips': True}." in printed
+    assert "Mind that unseen_masks differs: A None, B True." in printed
+
+
 def refused(capsys, *arguments) -> str:
     assert main(["compare", *map(str, arguments)]) == 2
     error = capsys.readouterr().err.strip()

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS
+from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS, UNSEEN_NAMES
 from ovseg.protocol import Protocol, names, words
 from ovseg.vocabulary import Vocabulary
 
@@ -96,11 +96,14 @@ def test_words_of_every_choice(tmp_path):
         "unseen_names": False,
         "background_predicted": False,
         "image_size": 48,
+        "test_images": 1200,
     }
     said = words(Protocol.load(write(tmp_path, **changes)), Vocabulary.load("clipart"))
     assert "may use pixels without annotation and masks of unseen classes (a bound" in said
     assert "never predicted; its pixels are scored" in said
-    assert "at 48 pixels, averaged with their mirror images" in said
+    assert (
+        "The 1,200 test images are scored at 48 pixels, averaged with their mirror images" in said
+    )
     strict = Protocol.load(write(tmp_path, unseen_names=False))
     assert "may use nothing of unseen classes" in words(strict, Vocabulary.load("clipart"))
 
@@ -132,6 +135,7 @@ ROW = {"method": "m", "training": "t", "seen": "x", "unseen": 1, "harmonic": 1, 
         ({"unseen_pixels": "kept"}, "unseen_pixels must be ignored or left out"),
         ({"flips": "yes"}, "flips must be true or false, got 'yes'"),
         ({"image_size": 0}, "image_size must be a number of pixels or null"),
+        ({"test_images": "all"}, "test_images must be a number of images or null"),
         ({"background_in_mean": True, "score_background": False}, "background's IoU cannot"),
         ({"background_in_mean": True, "background_predicted": False}, "background's IoU cannot"),
         ({"setting": "novel-only"}, "background cannot compete"),
@@ -159,6 +163,7 @@ def test_a_file_of_something_else(tmp_path):
         ("voc_zs3", {IGNORED_UNSEEN}, None),
         ("voc_zs3net_2", {IGNORED_UNSEEN}, "voc_zs3net_2 leaves out: .*leave_out_unseen"),
         ("voc_zs3net_2", set(), None),
+        ("voc_zs3net_2", {UNSEEN_NAMES}, None),
     ],
 )
 def test_training_that_a_protocol_rules_out(name, practices, message):
@@ -168,5 +173,8 @@ def test_training_that_a_protocol_rules_out(name, practices, message):
         return
     with pytest.raises(ValueError, match=message):
         protocol.check_training(practices, "data.train")
+    strict = replace(protocol, unseen_names=False)
+    with pytest.raises(ValueError, match="asked for by their names, which protocol .* rules out"):
+        strict.check_training({UNSEEN_NAMES}, "data.train")
     own = replace(protocol, transductive=True, unseen_pixels="ignored")
     own.check_training({PSEUDO_LABELS, IGNORED_UNSEEN}, "data.train")

@@ -76,6 +76,7 @@ def test_every_word_of_a_class_leads_to_its_id(word):
 
 
 SHIPPED = [("clipart", 1), ("voc", 1), ("coco", "65_15"), ("coco_stuff", "zs3")]
+SHIPPED += [("pascal_context", "zs3net_10")]
 
 
 @pytest.mark.parametrize(("name", "split"), SHIPPED)
@@ -101,6 +102,21 @@ def test_coco_stuff_has_the_classes_of_mmsegmentation():
     unseen = "cow suitcase giraffe frisbee skateboard carrot scissors".split()
     stuff = "cardboard clouds grass playingfield river road tree wall-concrete".split()
     assert {coco[i].key for i in coco.unseen} == {*unseen, *stuff}
+
+
+def test_pascal_context_has_the_classes_of_mmsegmentation_and_zs3net_s_splits():
+    with importing_mmseg():
+        from mmseg.datasets import PascalContextDataset59
+
+    order = "cow motorbike sofa cat boat fence bird tvmonitor keyboard aeroplane".split()
+    for number in (2, 4, 6, 8, 10):
+        context = Vocabulary.load("pascal_context", f"zs3net_{number}")
+        assert {context[i].key for i in context.unseen} == set(order[:number])
+    assert tuple(c.key for c in context.classes) == PascalContextDataset59.METAINFO["classes"]
+    assert [tuple(color) for color in context.palette] == [voc_color(label) for label in range(60)]
+    for voc in Vocabulary.load("voc").classes:
+        if voc.key != "diningtable":
+            assert context[context.id_of(voc.key)].name == voc.name
 
 
 def test_coco_is_the_things_of_coco_stuff():
@@ -161,7 +177,9 @@ def test_unknown_class_names_the_nearest():
 def test_unknown_split_vocabulary_id_and_group():
     with pytest.raises(ValueError, match="no split '7'; choose one of 1, 2, 3, zs3"):
         Vocabulary.load("voc", "7")
-    with pytest.raises(ValueError, match="give one of clipart, coco, coco_stuff, voc or"):
+    with pytest.raises(
+        ValueError, match="give one of clipart, coco, coco_stuff, pascal_context, voc or"
+    ):
         Vocabulary.load("vok")
     with pytest.raises(ValueError, match="class id 21 is outside 1..20"):
         Vocabulary.load("voc")[21]

@@ -15,6 +15,7 @@ from ovseg.vocabulary import Vocabulary
 
 PSEUDO_LABELS = "pseudo-labels of real images"
 IGNORED_UNSEEN = "real images with ignored pixels of unseen classes"
+UNSEEN_NAMES = "generated images of unseen classes, asked for by their names"
 
 
 class Stream(Dataset, ABC):
@@ -54,7 +55,10 @@ class Stream(Dataset, ABC):
         return set()
 
     def practices(self) -> set[str]:
-        """What a protocol may rule out: `PSEUDO_LABELS`, `IGNORED_UNSEEN`. Known after `bind`."""
+        """What a protocol may rule out: `PSEUDO_LABELS`, `IGNORED_UNSEEN`, `UNSEEN_NAMES`.
+
+        Known after `bind`.
+        """
         return set()
 
     @property

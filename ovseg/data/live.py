@@ -8,7 +8,7 @@ import torch
 
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.base import WritableStream
+from ovseg.data.base import UNSEEN_NAMES, WritableStream
 from ovseg.data.prompts import Prompts
 from ovseg.quality import Filter
 from ovseg.structures import Batch, to_label_map
@@ -115,6 +115,11 @@ class LiveStream(WritableStream):
         """Return the classes that the annotator is asked for and was trained with."""
         facts = self.annotator.describe()
         return set(facts.get("requested_classes") or ()) & set(facts.get("trained_on") or ())
+
+    def practices(self) -> set[str]:
+        """Return whether the annotator is asked for unseen classes, which are then prompted."""
+        asked = set(self.annotator.describe().get("requested_classes") or ())
+        return {UNSEEN_NAMES} if asked & set(self.vocabulary.unseen) else set()
 
     def __len__(self) -> int:
         return self.size if self.limit is None else self.limit

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.base import Stream
+from ovseg.data.base import UNSEEN_NAMES, Stream
 from ovseg.data.cache import FeatureCache
 from ovseg.data.damage import DamagedSample, Tolerance
 from ovseg.data.shard_file import OpenShards
@@ -97,17 +97,23 @@ class ShardStream(Stream):
                 )
 
     def taught_classes(self) -> set[int]:
-        """Return the classes that the annotator has found and was trained with."""
-        found = {
-            self.vocabulary.id_of(key)
-            for key, count in self.manifest["counts"]["classes"].items()
-            if count["found"]
-        }
-        return found & set(self.manifest["annotator"].get("trained_on") or ())
+        """Return the classes that the annotator was asked for and was trained with.
+
+        One that does not say what it was trained with counts as trained with all of them.
+        """
+        counts = self.manifest["counts"]["classes"]
+        found = [self.vocabulary.id_of(key) for key, count in counts.items() if count["found"]]
+        asked = self.manifest.get("requested_classes")
+        asked = set(found if asked is None else asked)
+        trained = self.manifest["annotator"].get("trained_on")
+        return asked if trained is None else asked & set(trained)
 
     def practices(self) -> set[str]:
-        """Return what the stream did that was written."""
-        return set(self.manifest.get("practices") or ())
+        """Return what the stream did that was written, and whether unseen classes were prompted."""
+        kept = set(self.manifest.get("practices") or ())
+        unseen = {self.vocabulary[i].key for i in self.vocabulary.unseen}
+        prompted = unseen & self.manifest["counts"]["classes"].keys()
+        return kept | ({UNSEEN_NAMES} if prompted and self.generated else set())
 
     @property
     def generated(self) -> bool:

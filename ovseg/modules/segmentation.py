@@ -22,12 +22,13 @@ from ovseg.modules.common import (
 )
 from ovseg.modules.scored import ScoredModule
 from ovseg.protocol import Protocol, words
-from ovseg.results import IMAGES, TABLE, pack_images, table
+from ovseg.results import IMAGES, TABLE, comparable, pack_images, table
 from ovseg.segmenters.base import Segmenter
 from ovseg.segmenters.folder import check_saveable, save_segmenter
 from ovseg.structures import Batch
 from ovseg.vocabulary import Vocabulary
 
+BOUND = " This run was allowed masks of unseen classes: a bound, no zero-shot result."
 LOGGED = {"seen": "miou_seen", "unseen": "miou_unseen", "harmonic": "hiou", "mean": "miou"}
 
 
@@ -207,7 +208,8 @@ class SegmentationModule(ScoredModule):
         """Say the protocol in words."""
         super().on_test_start()
         if self.protocol.name and self.trainer.is_global_zero:
-            print(words(self.protocol, self.vocabulary), flush=True)
+            bound = self.unseen_masks and not self.protocol.allows_unseen_masks
+            print(words(self.protocol, self.vocabulary) + BOUND * bound, flush=True)
 
     def on_test_epoch_end(self) -> None:
         """Write the areas of single images, the table and, last, results.json."""
@@ -216,9 +218,22 @@ class SegmentationModule(ScoredModule):
         images = {n: metric.images() for n, metric in zip(names, metrics, strict=True)}
         write_output(self, IMAGES, pack_images(images, metrics[0].seen, metrics[0].unseen))
         results = self.report("test")
+        for name, (indices, _) in images.items():
+            results[name]["images"] = len(indices)
         if self.protocol.name:
-            write_output(self, TABLE, table(self.protocol, results, *self._row()).encode())
+            self._compare(results)
         write_results(self, results)
+
+    def _compare(self, results: dict[str, dict]) -> None:
+        """Write the table, and say whose figures may stand beside these."""
+        rows = table(self.protocol, results, *self._row(), self.unseen_masks)
+        path = write_output(self, TABLE, rows.encode())
+        if self.trainer.is_global_zero:
+            for name, scores in results.items():
+                beside, reason = comparable(self.protocol, scores["images"], self.unseen_masks)
+                found = ", ".join(row.method for row in beside) or "nobody's figures"
+                why = f" ({reason})" if reason else ""
+                print(f"{name}: comparable are {found}{why}; all rows: {path}", flush=True)
 
     def _row(self) -> tuple[str, str]:
         """Return the method and its training data in the words of a table."""
