@@ -107,7 +107,7 @@ DATA, MODEL = "--data.init_args.", "--model.init_args."
         ([DATA + "batch_size=0"], ["batch_size must be >= 1, got 0"]),
         ([DATA + "batch_size=many"], ["data.batch_size", "int", "many"]),
         ([DATA + "split=9"], ["no split '9'", "1, 2, 3"]),
-        ([DATA + "vocabulary=vok"], ["'vok'", "clipart, coco, coco_stuff, voc"]),
+        ([DATA + "vocabulary=vok"], ["'vok'", "clipart, coco, coco_stuff, pascal_context, voc"]),
         ([DATA + "batches=3"], ["'batches' is not accepted"]),
         ([DATA + "train=ovseg.data.live.NoStream"], ["NoStream"]),
         ([DATA + "train=ovseg.vocabulary.Vocabulary"], ["Vocabulary", "not", "Stream"]),
