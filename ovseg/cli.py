@@ -6,7 +6,9 @@ import atexit
 import json
 import logging
 import os
+import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
 
@@ -128,6 +130,7 @@ def run(argv: list[str]) -> None:
         Exception: Whatever the configuration, a constructor or a stage raises, unprinted.
     """
     quiet()
+    end_at_sigterm(argv[0])
     raises = {"exit_on_error": False}
     kwargs = {verb: {**raises, "description": text} for verb, text in DESCRIPTIONS.items()}
     before = sys.argv
@@ -149,6 +152,21 @@ def run(argv: list[str]) -> None:
         )
     finally:
         sys.argv = before
+
+
+def end_at_sigterm(verb: str) -> None:
+    """End with exit code 143 when told to, as a scheduler does before it kills.
+
+    Lightning's own handler, which calls this one too, only takes a note, and `predict` never reads
+    it. What was not finished is removed as after any error.
+    """
+
+    def end(signum: int, frame: object) -> None:
+        print(f"ovseg {verb}: ended by SIGTERM", file=sys.stderr, flush=True)
+        sys.exit(128 + signum)
+
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, end)
 
 
 @atexit.register

@@ -67,6 +67,8 @@ def unwrap(error: BaseException) -> tuple[BaseException, list[str], bool]:
 def _message(error: BaseException) -> str:
     """Return the error's text on one line; of a DataLoader worker's, the original one."""
     text = str(error).strip()
+    if isinstance(error, OSError) and error.strerror:  # without the number
+        text = error.strerror if error.filename is None else f"{error.filename}: {error.strerror}"
     if isinstance(error, KeyError) and error.args:
         text = str(error.args[0])
     if "Original Traceback" in text:

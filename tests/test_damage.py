@@ -9,6 +9,7 @@ import torch
 from acme.backbone import ToyBackbone
 from test_datamodule import Recorder
 from test_shards import dataset, open_stream, rewrite  # noqa: F401 - a fixture
+from torch.utils.data import DataLoader, Dataset
 from toy_data import data_module, quiet_trainer
 
 from ovseg.data.damage import ALWAYS, DamagedSample, Tolerance
@@ -48,9 +49,10 @@ def test_the_next_good_sample_stands_in(dataset, tmp_path, kind):  # noqa: F811
     with pytest.warns(UserWarning) as caught:
         batch = stream[[3, 1, 0, 2]]
     said = [str(w.message) for w in caught]
-    for line, position in zip(said, (3, 1), strict=True):
+    for count, (line, position) in enumerate(zip(said, (3, 1), strict=True), start=1):
         place = f"sample {position} of shard {folder / 'shard-000000.tar'}: it cannot be read"
-        assert line.startswith(place) and line.endswith("the next good one is taken instead")
+        end = f"the next good one is taken instead ({count} damaged so far)"
+        assert line.startswith(place) and line.endswith(end)
     assert batch.indices.tolist() == [0, 2, 0, 2]  # after the last comes the first
     assert torch.equal(batch.images, whole[[0, 2, 0, 2]].images)
     with warnings.catch_warnings():  # it is said once
@@ -91,10 +93,44 @@ def test_more_than_the_share_stops():
             tolerance.read(position, 2000, read)
     assert len(caught) == ALWAYS
     assert re.fullmatch(
-        r"11 of 218 samples are damaged, max_damaged allows 0.04 of them: make the dataset again; "
-        r"the last was sample 207",
+        r"11 of 218 samples are damaged, max_damaged allows 0.04 of them: delete such shards and "
+        r"run `predict` again, which makes them anew; the last was sample 207",
         str(stopped.value),
     )
+
+
+class Spoilt(Dataset):
+    """A hundred samples, every fifth damaged."""
+
+    def __init__(self, share):
+        self.tolerance = Tolerance(share)
+        self.tolerance.begin(100)
+
+    def __len__(self):
+        return 100
+
+    def __getitem__(self, position):
+        def read(other):
+            if other % 5 == 0:
+                raise DamagedSample(f"sample {other}")
+            return other
+
+        return self.tolerance.read(position, 100, read)[1]
+
+
+@pytest.mark.filterwarnings("ignore:sample .* the next good one is taken:UserWarning")
+def test_workers_and_epochs_count_together():
+    """Each of two workers meets ten damaged samples, which it might by itself."""
+    with pytest.raises(ValueError, match="1. of .. samples are damaged, max_damaged allows 0.1"):
+        list(DataLoader(Spoilt(0.1), batch_size=None, num_workers=2))
+    spoilt = Spoilt(0.5)
+    loader = DataLoader(spoilt, batch_size=None, num_workers=2)
+    for _ in range(3):
+        assert sorted(set(range(100)) - set(loader)) == list(range(0, 100, 5))
+    assert int(spoilt.tolerance._damaged.sum()) == 20  # not once more in every epoch
+    half = Spoilt(0.1)
+    for _ in range(3):
+        assert len([half[position] for position in range(50)]) == 50
 
 
 def test_nothing_good_is_left():
@@ -103,7 +139,7 @@ def test_nothing_good_is_left():
 
     with pytest.warns(UserWarning), pytest.raises(ValueError, match="all 4 samples are damaged"):
         Tolerance(0.5).read(2, 4, read)
-    with pytest.raises(DamagedSample, match="sample 2"):
+    with pytest.raises(DamagedSample, match="sample 2; delete such shards .* or allow some"):
         Tolerance(0.0).read(2, 4, read)
     for share in (-0.1, 1.0):
         with pytest.raises(ValueError, match=r"max_damaged is a share .* in \[0, 1\), got"):

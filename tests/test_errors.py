@@ -87,3 +87,13 @@ def test_a_checkpoint_of_another_architecture():
         first.load_state_dict({"bias": torch.zeros(3)})
     assert "fit at weight" in one_line(caught.value)
     assert one_line(RuntimeError("out of memory")) is None
+
+
+def test_errors_of_the_system_come_without_their_number():
+    assert one_line(OSError(28, "cannot write x (No space left on device)")) == (
+        "cannot write x (No space left on device)"
+    )
+    try:
+        open("/nowhere/file")
+    except OSError as error:
+        assert one_line(error) == "/nowhere/file: No such file or directory"

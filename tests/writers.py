@@ -9,7 +9,8 @@ import multiprocessing
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -20,6 +21,18 @@ TOUCHING = ("open", "os.rename", "os.remove", "os.mkdir", "os.scandir", "fcntl.f
 """Python's audit events by which the work in a folder is counted."""
 
 FORKS = multiprocessing.get_context("forkserver")
+
+
+@contextmanager
+def preloaded(module: str) -> Iterator[None]:
+    """Let processes that are started inside be forked from one that has imported a module."""
+    before = os.environ.get("PYTHONPATH", "")
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server's, once
+    FORKS.set_forkserver_preload(["pytest", module])
+    try:
+        yield
+    finally:
+        os.environ["PYTHONPATH"] = before
 
 
 def write(folder: Path, job: dict, stream: dict, kill_at: int | None = None) -> None:
@@ -56,16 +69,11 @@ def run(folder: Path, jobs: Sequence[dict], stream: dict, kill_at: Sequence[int 
         stream: More of the stream.
         kill_at: For each process, when it is killed.
     """
-    before = os.environ.get("PYTHONPATH", "")
-    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, sys.path))  # the server's, once
-    FORKS.set_forkserver_preload(["pytest", __name__])
-    try:
+    with preloaded(__name__):
         each = zip(jobs, kill_at, strict=True)
         processes = [FORKS.Process(target=write, args=(folder, j, stream, k)) for j, k in each]
         for process in processes:
             process.start()
-    finally:
-        os.environ["PYTHONPATH"] = before
     for process in processes:
         process.join(120)
     codes = [process.exitcode for process in processes]

@@ -7,10 +7,13 @@ from collections.abc import Callable
 from itertools import chain
 from typing import TypeVar
 
+import torch
+
 Sample = TypeVar("Sample")
 
 ALWAYS = 10
 """Damaged samples that stop nothing, however few have been read, if any are allowed at all."""
+AGAIN = "delete such shards and run `predict` again, which makes them anew"
 
 
 class DamagedSample(ValueError):
@@ -19,6 +22,8 @@ class DamagedSample(ValueError):
 
 class Tolerance:
     """Take the next good sample for a damaged one, as long as these are few.
+
+    The workers of a process, and its epochs, count together.
 
     Args:
         share: Of the samples that this process has read, how many may be damaged.
@@ -31,8 +36,12 @@ class Tolerance:
         if not 0 <= share < 1:
             raise ValueError(f"max_damaged is a share of the samples in [0, 1), got {share}")
         self.share = share
-        self._read = 0
-        self._damaged: set[int] = set()
+        self._read = torch.zeros((), dtype=torch.int64).share_memory_()
+        self.begin(0)
+
+    def begin(self, size: int) -> None:
+        """Make room for so many samples; before workers are forked, who then count in it too."""
+        self._damaged = torch.zeros(size, dtype=torch.bool).share_memory_()
 
     def read(self, position: int, size: int, read: Callable[[int], Sample]) -> tuple[int, Sample]:
         """Return the first good sample from a position on, and where it stands.
@@ -46,24 +55,28 @@ class Tolerance:
             DamagedSample: If none may be damaged.
             ValueError: If too many are.
         """
+        if len(self._damaged) < size:
+            self.begin(size)
         for other in chain(range(position, size), range(position)):
-            if other in self._damaged:
+            if self._damaged[other]:
                 continue
             self._read += 1
             try:
                 return other, read(other)
             except DamagedSample as error:
                 self._count(other, error)
-        raise ValueError(f"all {size} samples are damaged: make the dataset again")
+        raise ValueError(f"all {size} samples are damaged: {AGAIN}")
 
     def _count(self, position: int, error: DamagedSample) -> None:
         if not self.share:
-            raise error
-        self._damaged.add(position)
-        count = len(self._damaged)
-        if count > max(ALWAYS, self.share * self._read):
+            raise DamagedSample(f"{error}; {AGAIN}, or allow some by max_damaged")
+        self._damaged[position] = True
+        count, read = int(self._damaged.sum()), int(self._read)
+        if count > max(ALWAYS, self.share * read):
             raise ValueError(
-                f"{count} of {self._read} samples are damaged, max_damaged allows "
-                f"{self.share:g} of them: make the dataset again; the last was {error}"
+                f"{count} of {read} samples are damaged, max_damaged allows {self.share:g} of "
+                f"them: {AGAIN}; the last was {error}"
             )
-        warnings.warn(f"{error}: the next good one is taken instead", stacklevel=2)
+        warnings.warn(
+            f"{error}: the next good one is taken instead ({count} damaged so far)", stacklevel=2
+        )

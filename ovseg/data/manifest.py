@@ -126,6 +126,8 @@ def _complete(folder: Path, shards: int) -> None:
     for path in [p for part in ("", REJECTED) for p in (folder / part).glob("shard-*.tar*")]:
         if shard_number(path) >= shards:
             path.unlink()
+    for name in (REQUEST, CARD, DATASET):  # of a process that was killed while it wrote one
+        (folder / f"{name}.tmp").unlink(missing_ok=True)
     facts = describe_shards(folder, read_request(folder), shards)
     (folder / COUNTS).unlink(missing_ok=True)
     with telling_where(folder / DATASET):

@@ -95,6 +95,7 @@ class ShardStream(Stream):
                     f"{there['name']!r}, split {there['split']!r} (digest {there['digest']}), not "
                     f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
                 )
+        self._tolerance.begin(len(self))
 
     def taught_classes(self) -> set[int]:
         """Return the classes that the annotator was asked for and was trained with.

@@ -1,0 +1,31 @@
+"""SIGTERM, which a scheduler sends before it kills, ends a run at once and leaves nothing half."""
+
+import signal
+import time
+
+import pytest
+from test_ddp import predict_config, run, start
+from toy_data import contents
+
+ALONE = ("--trainer.devices=1", "--trainer.strategy=auto")
+
+
+@pytest.mark.parametrize("arguments", [ALONE, ()], ids=["one", "two"])
+def test_predict_ends_and_goes_on(tmp_path, arguments):
+    expected = tmp_path / "whole" / "set"
+    run("predict", predict_config(tmp_path / "whole"), *ALONE)
+    output, config = tmp_path / "set", predict_config(tmp_path, delay=1.0)
+    with start("predict", config, *arguments) as process:
+        deadline = time.monotonic() + 500
+        while not (output / "shard-000000.tar").is_file():
+            assert process.poll() is None and time.monotonic() < deadline, process.stdout.read()
+            time.sleep(0.02)
+        process.send_signal(signal.SIGTERM)
+        printed, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, printed
+    assert "ovseg predict: ended by SIGTERM" in printed and "Traceback" not in printed
+    left = contents(output)
+    assert "dataset.json" not in left and not [n for n in left if n.endswith(".tar.tmp")]
+    assert left["shard-000000.tar"] == (expected / "shard-000000.tar").read_bytes()
+    run("predict", predict_config(tmp_path), *ALONE)
+    assert contents(output) == contents(expected)
