@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
 from ovseg.data.base import IGNORED_UNSEEN, Stream
+from ovseg.data.real_files import ReadingStep, check_mode
 from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
 from ovseg.tuples import tuples
@@ -80,7 +80,7 @@ class MMSegDataset(Stream):
         Raises:
             FileNotFoundError: If a folder, list, image or label map is missing.
             ValueError: If the dataset cannot be built, holds no image, or none that may be taken,
-                or has no class in common with the vocabulary.
+                has no class in common with the vocabulary, or a label map cannot be read.
         """
         super().bind(vocabulary)
         self.dataset = _build(self.config, self.transforms)
@@ -146,7 +146,7 @@ class MMSegDataset(Stream):
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
-        _check_mode(self.dataset.get_data_info(position)["seg_map_path"])
+        check_mode(self.dataset.get_data_info(position)["seg_map_path"])
         packed = self.dataset.prepare_data(position)
         sample = packed["data_samples"]
         labels = sample.gt_sem_seg.data[0].long()
@@ -185,9 +185,7 @@ class MMSegDataset(Stream):
 
     def _leave_out(self, unseen: set[int]) -> None:
         """Leave out images with a pixel of these classes."""
-        with importing_mmseg():
-            from mmseg.datasets.transforms import LoadAnnotations
-        load, ids = LoadAnnotations(), self.table.numpy()
+        load, ids = self.dataset.pipeline.transforms[1], self.table.numpy()
         self.positions = [
             position
             for position in tqdm(self.positions, desc="label maps", disable=None)
@@ -209,30 +207,18 @@ class MMSegDataset(Stream):
         return set(folder.rglob(f"*{self.dataset.seg_map_suffix}"))
 
 
-def _check_mode(path: str) -> None:
-    """Refuse a label map that is not one byte per pixel, which would be read as other ids.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    with Image.open(path) as picture:
-        if picture.mode not in ("1", "L", "P"):
-            raise ValueError(
-                f"{path} is a picture of mode {picture.mode}, no label map: save the class ids as "
-                "8-bit grey levels or palette indices"
-            )
-
-
 def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
     with importing_mmseg(), redirect_stdout(StringIO()):  # it prints that a client is absent
         import mmseg.datasets  # noqa: F401 - registers datasets and transforms
+        from mmcv.transforms import LoadImageFromFile
         from mmengine.registry import DefaultScope
+        from mmseg.datasets.transforms import LoadAnnotations
         from mmseg.registry import DATASETS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = [
-            {"type": "LoadImageFromFile"},
-            {"type": "LoadAnnotations"},
+            ReadingStep(LoadImageFromFile(), "img_path"),
+            ReadingStep(LoadAnnotations(), "seg_map_path"),
             *(tuples(dict(step)) for step in transforms),
             {"type": "PackSegInputs"},
         ]
