@@ -184,9 +184,9 @@ def test_refusals(devkit, tmp_path):
         MMSegDataset(config(devkit, pipeline=[]))
     with pytest.raises(ValueError, match="limit"):
         MMSegDataset(config(devkit), limit=0)
-    (devkit / "ImageSets/Segmentation/none.txt").write_text("")
+    (tmp_path / "JPEGImages").mkdir()
     with pytest.raises(ValueError, match="is it empty"):
-        stream(devkit, dataset=config(devkit, ann_file="ImageSets/Segmentation/none.txt"))
+        stream(devkit, dataset=config(tmp_path, type="BaseSegDataset", ann_file=""))
     for name, labels, message in (
         ("shape", np.zeros((5, 5), np.uint8), "same size"),
         ("ids", np.array([[77, 0, 21, 255]] * 4, np.uint8).repeat(2, 1)[:, :6], "class: 21, 77; "),

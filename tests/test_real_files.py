@@ -9,9 +9,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from test_real import devkit, stream  # noqa: F401 - the fixture
+from test_real import config, devkit, stream  # noqa: F401 - the fixture
 
-from ovseg.data.real_files import ReadingStep, check_mode, reading
+from ovseg.data.real_files import ReadingStep, check_list, check_mode, reading
+
+LIST = "ImageSets/Segmentation/val.txt"
 
 
 @pytest.fixture
@@ -98,3 +100,28 @@ def test_workers_can_be_given_it(root):
     real = stream(root)
     again = pickle.loads(pickle.dumps(real))
     assert again[[0]].labels.equal(real[[0]].labels)
+
+
+@pytest.mark.parametrize("blank", ["", "\n", " \r\n\n"])
+def test_an_empty_list_is_named(root, blank):
+    (root / LIST).write_text(blank)
+    with pytest.raises(ValueError) as error:
+        stream(root)
+    assert f"the list {root / LIST} is empty" in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_a_list_of_other_names_is_not_empty(root):
+    (root / LIST).write_text("q0\nq1\n")
+    check_list(config(root))
+    with pytest.raises(FileNotFoundError, match="2 of the .* missing, the first is .*q0.jpg"):
+        stream(root)
+
+
+def test_without_a_list_there_is_nothing_to_check(tmp_path):
+    for dataset in ({}, {"data_root": str(tmp_path)}, {"data_root": None, "ann_file": ""}):
+        check_list(dataset)
+    check_list({"data_root": str(tmp_path), "ann_file": "none.txt"})
+    (tmp_path / "none.txt").touch()
+    with pytest.raises(ValueError, match="none.txt is empty"):
+        check_list({"data_root": "elsewhere", "ann_file": str(tmp_path / "none.txt")})

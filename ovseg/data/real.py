@@ -16,7 +16,7 @@ from torch.nn.functional import pad
 from tqdm import tqdm
 
 from ovseg.data.base import IGNORED_UNSEEN, Stream
-from ovseg.data.real_files import ReadingStep, check_mode
+from ovseg.data.real_files import ReadingStep, check_list, check_mode
 from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
 from ovseg.tuples import tuples
@@ -208,6 +208,7 @@ class MMSegDataset(Stream):
 
 
 def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
+    check_list(dataset)
     with importing_mmseg(), redirect_stdout(StringIO()):  # it prints that a client is absent
         import mmseg.datasets  # noqa: F401 - registers datasets and transforms
         from mmcv.transforms import LoadImageFromFile

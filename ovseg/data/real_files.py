@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -58,4 +60,18 @@ def check_mode(path: str) -> None:
         raise ValueError(
             f"{path} is a picture of mode {mode}, no label map: save the class ids as "
             "8-bit grey levels or palette indices"
+        )
+
+
+def check_list(dataset: Mapping[str, Any]) -> None:
+    """Refuse a list of names without a name.
+
+    Raises:
+        ValueError: If the dataset has one.
+    """
+    path = Path(dataset.get("data_root") or ".", dataset.get("ann_file") or ".")
+    if path.is_file() and not path.read_bytes().strip():
+        raise ValueError(
+            f"the list {path.absolute()} is empty: it must name the images, one per line; write "
+            "it again, or give another one (ann_file)"
         )
