@@ -23,6 +23,8 @@ from ovseg.tuples import tuples
 from ovseg.vocabulary import Vocabulary
 
 OTHERS = ("ignore", "background")
+SHOWN = 10
+"""So many names are listed, the others counted."""
 
 
 class MMSegDataset(Stream):
@@ -40,7 +42,8 @@ class MMSegDataset(Stream):
             list of two numbers is given to them as a tuple.
         classes: Whose masks may be used: "all", or "seen", which makes the pixels of unseen classes
             ignore, never background.
-        others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
+        others: What becomes of classes that the vocabulary does not have: "ignore" or "background";
+            `bind` warns of those that become background.
         limit: Take the first images only.
         leave_out_unseen: Take only images without a pixel of an unseen class; every label map is
             read once for it.
@@ -96,6 +99,7 @@ class MMSegDataset(Stream):
                 f"the dataset's classes ({', '.join(names[:5])}, ...) and vocabulary "
                 f"{vocabulary.name!r} have none in common"
             )
+        self._warn([name for name in names if name != "background" and not self._id_of(name)])
         if self.leave_out_unseen:
             self._leave_out(set(vocabulary.unseen))
         if self.classes == "seen" or self.leave_out_unseen:
@@ -143,6 +147,17 @@ class MMSegDataset(Stream):
             return self.vocabulary.id_of(name)
         except ValueError:
             return 0 if self.others == "background" else IGNORE
+
+    def _warn(self, lost: Sequence[str]) -> None:
+        """Warn of classes that become background, some perhaps unseen ones under another word."""
+        if lost:
+            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+            warnings.warn(
+                f"{len(lost)} of the dataset's classes become background: "
+                f"{', '.join(lost[:SHOWN])}{more}; if one of them is a class of the vocabulary "
+                "under another word, give that as a synonym",
+                stacklevel=3,
+            )
 
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
