@@ -34,11 +34,13 @@ class Inference:
     ) -> None:
         if crop is None and stride is not None:
             raise ValueError("a stride needs windows: give crop")
-        if crop is not None and not 1 <= (stride or crop) <= crop:
+        if crop is not None and crop < 1:
+            raise ValueError(f"crop must be >= 1, or null to see the whole image, got {crop}")
+        if stride is not None and not 1 <= stride <= crop:
             raise ValueError(f"stride must be between 1 and crop, got {stride} and {crop}")
         if not scales or min(scales) <= 0:
             raise ValueError(f"scales must be positive numbers, at least one, got {scales}")
-        self.crop, self.stride = crop, stride or crop
+        self.crop, self.stride = crop, crop if stride is None else stride
         self.flips, self.scales = flips, [float(scale) for scale in scales]
 
     def describe(self) -> dict:

@@ -85,7 +85,11 @@ def test_nothing_asked_for_changes_nothing(images):
     [
         ({"stride": 3}, "give crop"),
         ({"crop": 4, "stride": 5}, "stride must be between 1 and crop, got 5 and 4"),
-        ({"crop": 0}, "stride must be"),
+        ({"crop": 8, "stride": 0}, "stride must be between 1 and crop, got 0 and 8"),
+        ({"crop": 8, "stride": -1}, "stride must be between 1 and crop, got -1 and 8"),
+        ({"crop": 0}, "crop must be >= 1, or null to see the whole image, got 0"),
+        ({"crop": 0, "stride": 0}, "crop must be >= 1"),
+        ({"stride": 0}, "give crop"),
         ({"scales": []}, "at least one"),
         ({"scales": [1, 0]}, "positive"),
     ],

@@ -192,6 +192,7 @@ def test_what_a_stream_does_not_have_is_left_out(dataset):
     assert batch.images.shape == (3, 3, 32, 32) and batch.labels.dtype == torch.int64
 
 
+@pytest.mark.filterwarnings("ignore:.* of the dataset's classes become background")
 def test_modules_train_on_mixtures(dataset, devkit, tmp_path):  # noqa: F811 - the fixture
     transforms = [{"type": "Resize", "scale": (32, 32), "keep_ratio": False}]
     real = MMSegDataset(config(devkit), transforms, classes="seen", others="background")

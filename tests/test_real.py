@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import shutil
+import warnings
 
 import numpy as np
 import pytest
@@ -107,8 +108,30 @@ def test_classes_are_matched_by_name_and_others_are_a_choice(tmp_path):
     }
     ignored = stream(None, dataset=dataset)[[0]].labels[0].tolist()
     assert ignored == [[255, TV, CAR, 255], [CAR, CAR, 255, TV]]
-    kept = stream(None, dataset=dataset, others="background")[[0]].labels[0].tolist()
+    with pytest.warns(UserWarning, match="1 of the dataset's classes become background: wall; "):
+        kept = stream(None, dataset=dataset, others="background")[[0]].labels[0].tolist()
     assert kept == [[0, TV, CAR, 255], [CAR, CAR, 0, TV]]
+
+
+@pytest.mark.parametrize(("count", "end"), [(1, ""), (10, ""), (11, " and 1 more")])
+def test_classes_that_become_background_are_listed(devkit, count, end):
+    """Screens under words that the vocabulary has not would be taught as background."""
+    words = ["television receiver", *(f"thing {n}" for n in range(1, count))]
+    metainfo = {"classes": ["background", "car", "tv", *words]}
+    dataset = config(devkit, type="BaseSegDataset", metainfo=metainfo)
+    with pytest.warns(UserWarning) as warned:
+        stream(devkit, dataset=dataset, others="background", classes="seen")
+    assert [str(warning.message) for warning in warned] == [
+        f"{count} of the dataset's classes become background: {', '.join(words[:10])}{end}; if one "
+        "of them is a class of the vocabulary under another word, give that as a synonym"
+    ]
+    assert stream(devkit, dataset=dataset).taught_classes() == {CAR, TV}  # without a warning
+
+
+def test_nothing_is_warned_of_where_nothing_becomes_background(devkit):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        stream(devkit, others="background")
 
 
 def test_transforms_are_mmsegmentations(devkit):
@@ -184,9 +207,9 @@ def test_refusals(devkit, tmp_path):
         MMSegDataset(config(devkit, pipeline=[]))
     with pytest.raises(ValueError, match="limit"):
         MMSegDataset(config(devkit), limit=0)
-    (devkit / "ImageSets/Segmentation/none.txt").write_text("")
+    (tmp_path / "JPEGImages").mkdir()
     with pytest.raises(ValueError, match="is it empty"):
-        stream(devkit, dataset=config(devkit, ann_file="ImageSets/Segmentation/none.txt"))
+        stream(devkit, dataset=config(tmp_path, type="BaseSegDataset", ann_file=""))
     for name, labels, message in (
         ("shape", np.zeros((5, 5), np.uint8), "same size"),
         ("ids", np.array([[77, 0, 21, 255]] * 4, np.uint8).repeat(2, 1)[:, :6], "class: 21, 77; "),

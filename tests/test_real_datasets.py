@@ -211,6 +211,9 @@ def test_files_are_layers_over_a_stage(capfd):
         (lambda image, mask: Image.new("RGB", (5, 4)).save(image), "must have the same size"),
         (lambda image, mask: Image.new("L", (22, 2), 99).save(mask), "ids of no class: 99;"),
         (lambda image, mask: Image.new("RGB", (22, 2)).save(mask), "of mode RGB, no label map"),
+        (lambda image, mask: image.write_bytes(b""), "a.jpg cannot be read: it is empty or"),
+        (lambda image, mask: mask.write_bytes(b""), "a.png cannot be read: it is empty or"),
+        (lambda image, mask: Path(LISTS["voc_val"]).write_text("\n"), "val.txt is empty"),
     ],
 )
 def test_bad_input_is_one_line_and_exit_code_2(spoil, words, capfd):

@@ -11,18 +11,20 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from torch.nn.functional import pad
 from tqdm import tqdm
 
 from ovseg.data.base import IGNORED_UNSEEN, Stream
+from ovseg.data.real_files import ReadingStep, check_list, check_mode
 from ovseg.errors import importing_mmseg
 from ovseg.structures import IGNORE, Batch
 from ovseg.tuples import tuples
 from ovseg.vocabulary import Vocabulary
 
 OTHERS = ("ignore", "background")
+SHOWN = 10
+"""So many names are listed, the others counted."""
 
 
 class MMSegDataset(Stream):
@@ -40,7 +42,8 @@ class MMSegDataset(Stream):
             list of two numbers is given to them as a tuple.
         classes: Whose masks may be used: "all", or "seen", which makes the pixels of unseen classes
             ignore, never background.
-        others: What becomes of classes that the vocabulary does not have: "ignore" or "background".
+        others: What becomes of classes that the vocabulary does not have: "ignore" or "background";
+            `bind` warns of those that become background.
         limit: Take the first images only.
         leave_out_unseen: Take only images without a pixel of an unseen class; every label map is
             read once for it.
@@ -80,7 +83,7 @@ class MMSegDataset(Stream):
         Raises:
             FileNotFoundError: If a folder, list, image or label map is missing.
             ValueError: If the dataset cannot be built, holds no image, or none that may be taken,
-                or has no class in common with the vocabulary.
+                has no class in common with the vocabulary, or a label map cannot be read.
         """
         super().bind(vocabulary)
         self.dataset = _build(self.config, self.transforms)
@@ -96,6 +99,7 @@ class MMSegDataset(Stream):
                 f"the dataset's classes ({', '.join(names[:5])}, ...) and vocabulary "
                 f"{vocabulary.name!r} have none in common"
             )
+        self._warn([name for name in names if name != "background" and not self._id_of(name)])
         if self.leave_out_unseen:
             self._leave_out(set(vocabulary.unseen))
         if self.classes == "seen" or self.leave_out_unseen:
@@ -144,9 +148,20 @@ class MMSegDataset(Stream):
         except ValueError:
             return 0 if self.others == "background" else IGNORE
 
+    def _warn(self, lost: Sequence[str]) -> None:
+        """Warn of classes that become background, some perhaps unseen ones under another word."""
+        if lost:
+            more = f" and {len(lost) - SHOWN} more" if len(lost) > SHOWN else ""
+            warnings.warn(
+                f"{len(lost)} of the dataset's classes become background: "
+                f"{', '.join(lost[:SHOWN])}{more}; if one of them is a class of the vocabulary "
+                "under another word, give that as a synonym",
+                stacklevel=3,
+            )
+
     def _read(self, position: int) -> tuple[Tensor, Tensor]:
         """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
-        _check_mode(self.dataset.get_data_info(position)["seg_map_path"])
+        check_mode(self.dataset.get_data_info(position)["seg_map_path"])
         packed = self.dataset.prepare_data(position)
         sample = packed["data_samples"]
         labels = sample.gt_sem_seg.data[0].long()
@@ -185,9 +200,7 @@ class MMSegDataset(Stream):
 
     def _leave_out(self, unseen: set[int]) -> None:
         """Leave out images with a pixel of these classes."""
-        with importing_mmseg():
-            from mmseg.datasets.transforms import LoadAnnotations
-        load, ids = LoadAnnotations(), self.table.numpy()
+        load, ids = self.dataset.pipeline.transforms[1], self.table.numpy()
         self.positions = [
             position
             for position in tqdm(self.positions, desc="label maps", disable=None)
@@ -209,30 +222,19 @@ class MMSegDataset(Stream):
         return set(folder.rglob(f"*{self.dataset.seg_map_suffix}"))
 
 
-def _check_mode(path: str) -> None:
-    """Refuse a label map that is not one byte per pixel, which would be read as other ids.
-
-    Raises:
-        ValueError: If it is not.
-    """
-    with Image.open(path) as picture:
-        if picture.mode not in ("1", "L", "P"):
-            raise ValueError(
-                f"{path} is a picture of mode {picture.mode}, no label map: save the class ids as "
-                "8-bit grey levels or palette indices"
-            )
-
-
 def _build(dataset: Mapping[str, Any], transforms: Sequence[dict]) -> Any:
+    check_list(dataset)
     with importing_mmseg(), redirect_stdout(StringIO()):  # it prints that a client is absent
         import mmseg.datasets  # noqa: F401 - registers datasets and transforms
+        from mmcv.transforms import LoadImageFromFile
         from mmengine.registry import DefaultScope
+        from mmseg.datasets.transforms import LoadAnnotations
         from mmseg.registry import DATASETS
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         pipeline = [
-            {"type": "LoadImageFromFile"},
-            {"type": "LoadAnnotations"},
+            ReadingStep(LoadImageFromFile(), "img_path"),
+            ReadingStep(LoadAnnotations(), "seg_map_path"),
             *(tuples(dict(step)) for step in transforms),
             {"type": "PackSegInputs"},
         ]
