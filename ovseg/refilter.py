@@ -18,7 +18,7 @@ from tqdm import tqdm
 from ovseg.data.contents import digest_of
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
-from ovseg.data.shard_file import REJECTED, read_members, shard_name
+from ovseg.data.shard_file import REJECTED, check_shard, read_members, shard_name
 from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.quality import Filter, label_facts, verdict_of
@@ -74,7 +74,8 @@ def refilter(
 
     Raises:
         FileNotFoundError: If the dataset is missing or not complete.
-        ValueError: If its facts or soft masks are not stored, or ``out`` holds another dataset.
+        ValueError: If its facts or soft masks are not stored, a shard is damaged, or ``out`` holds
+            another dataset.
     """
     manifest, request = read_manifest(source), read_request(source)
     old, total = request["config"], manifest.get("yield")
@@ -101,6 +102,7 @@ def refilter(
         levels = {key: config[key] for key in ("threshold", "band")}
     done = len(manifest["shards"]) - len(left)
     for number in tqdm(left, desc="shards", initial=done, total=len(manifest["shards"])):
+        _check(source, manifest, number)
         path = out / shard_name(number)
         with telling_where(path), Shard(out, number, config["rejected"]) as shard:
             for members in _merged(source, number):
@@ -126,6 +128,19 @@ def _changes(source: Path, old: dict, levels: dict[str, float | None]) -> dict[s
             f"{' and '.join(levels)} out, or write it with ShardWriter's soft: true"
         )
     return levels
+
+
+def _check(source: Path, manifest: dict, number: int) -> None:
+    """Compare a shard, and the file of its rejects if that is there, with what was written.
+
+    Raises:
+        ValueError: If one of them is damaged.
+    """
+    name = shard_name(number)
+    check_shard(source / name, manifest["shards"][name]["sha256"])
+    rejects = source / REJECTED / name
+    if rejects.is_file():
+        check_shard(rejects, manifest["rejected_shards"][name]["sha256"])
 
 
 def _merged(source: Path, number: int) -> Iterator[dict[str, bytes]]:

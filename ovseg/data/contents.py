@@ -10,7 +10,7 @@ from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from ovseg.data.shard_file import REJECTED, read_records, shard_name
+from ovseg.data.shard_file import REJECTED, read_records, sha256_of, shard_name
 from ovseg.data.shard_format import Record
 from ovseg.data.yields import Yield
 
@@ -98,9 +98,7 @@ def digest_of(config: dict) -> str:
 
 def _file_facts(path: Path, samples: int) -> dict:
     """Return number of samples, bytes and digest of a shard."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+    return {"samples": samples, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _count(record: Record, keys: Sequence[str], classes: dict, pairs: dict) -> None:

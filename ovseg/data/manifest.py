@@ -14,11 +14,11 @@ from pathlib import Path
 
 from ovseg.data.card import make_card
 from ovseg.data.contents import COUNTS, describe_shards, shard_yield
-from ovseg.data.shard_file import REJECTED, shard_name, shard_number
+from ovseg.data.shard_file import DATASET, REJECTED, shard_name, shard_number
 from ovseg.data.shard_writing import held_shards, locked, telling_where
 from ovseg.data.yields import Plan, plan
 
-REQUEST, DATASET, CARD = "request.json", "dataset.json", "card.md"
+REQUEST, CARD = "request.json", "card.md"
 SHOWN = 6
 """Differences that an error names; of more it says how many."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tarfile
 import weakref
@@ -9,6 +10,9 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from ovseg.data.shard_format import Record, decode_record
+
+DATASET = "dataset.json"
+"""The file that says that a dataset is complete."""
 
 REJECTED = "rejected"
 """The folder, beside a filtered dataset's shards, of what was rejected."""
@@ -24,6 +28,32 @@ def shard_number(path: Path) -> int:
     return int(path.name.split(".")[0].removeprefix("shard-"))
 
 
+def sha256_of(path: Path) -> str:
+    """Return the SHA-256 of a file, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def check_shard(path: Path, sha256: str) -> None:
+    """Compare a shard's bytes with those that were written.
+
+    Args:
+        path: The tar.
+        sha256: What `dataset.json` says.
+
+    Raises:
+        ValueError: If they are others.
+    """
+    if (found := sha256_of(path)) != sha256:
+        raise ValueError(damage(path, f"its SHA-256 is {found}, {DATASET} says {sha256}"))
+
+
+def damage(path: Path, why: object) -> str:
+    """Say in one line that a shard is damaged, what to do, and why."""
+    advice = "delete it and run `predict` again, which makes only what is missing"
+    return f"shard {path} is damaged: {advice} ({why})"
+
+
 def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[int, int]]]:
     """Return ``{extension: (offset, size)}`` of every sample of a shard, in the order of the tar.
 
@@ -34,7 +64,6 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
     Raises:
         ValueError: If it is cut short, no tar, or has another number of samples.
     """
-    damage = "is damaged: delete it and run `predict` again, which makes only what is missing"
     table: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         length = path.stat().st_size
@@ -47,9 +76,9 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
     except FileNotFoundError:
         raise ValueError(f"shard {path} is missing: run `predict` again") from None
     except (tarfile.TarError, OSError) as error:
-        raise ValueError(f"shard {path} {damage} ({error})") from None
+        raise ValueError(damage(path, error)) from None
     if samples is not None and len(table) != samples:
-        raise ValueError(f"shard {path} {damage} ({len(table)} samples, not {samples})")
+        raise ValueError(damage(path, f"{len(table)} samples, not {samples}"))
     return list(table.values())
 
 

@@ -1,0 +1,56 @@
+"""`ovseg refilter` of datasets that are damaged or lack something: one line, nothing written."""
+
+import shutil
+
+import pytest
+from test_refilter import write
+from toy_data import contents
+
+from ovseg.__main__ import main
+from ovseg.data.shard_file import read_members
+
+
+@pytest.fixture(scope="module")
+def strict(tmp_path_factory):
+    """Ten samples, some of them rejected and kept apart."""
+    return write(tmp_path_factory.mktemp("strict"), {"min_area": 0.35})
+
+
+@pytest.fixture
+def copy(strict, tmp_path):
+    return shutil.copytree(strict, tmp_path / "set")
+
+
+@pytest.fixture
+def line(tmp_path, capfd):
+    """Return the one line that a failing refilter into `tmp_path / "new"` prints."""
+
+    def fails(folder, *flags):
+        capfd.readouterr()
+        assert main(["refilter", str(folder), "--out", str(tmp_path / "new"), *flags]) == 2
+        error = capfd.readouterr().err
+        assert "Traceback" not in error and error.count("ovseg refilter: ") == 1
+        found = error[error.index("ovseg refilter: ") :]
+        assert found.count("\n") == 1
+        return found
+
+    return fails
+
+
+def overwrite(path, member, size=50):
+    """Change bytes inside a member, the size of the file stays."""
+    data = path.read_bytes()
+    place = data.index(member.encode()) + 512 + 100
+    path.write_bytes(data[:place] + bytes(size) + data[place + size :])
+
+
+@pytest.mark.parametrize("part", [".", "rejected"])
+def test_a_shard_of_other_bytes_is_refused(copy, tmp_path, line, part):
+    path = copy / part / "shard-000001.tar"
+    size = path.stat().st_size
+    overwrite(path, "image.png")
+    assert path.stat().st_size == size and list(read_members(path))
+    error = line(copy)
+    assert f"shard {path} is damaged" in error and "its SHA-256 is" in error
+    new = contents(tmp_path / "new")
+    assert "shard-000001.tar" not in new and "dataset.json" not in new
