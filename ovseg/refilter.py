@@ -15,7 +15,7 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from ovseg.data.contents import digest_of
+from ovseg.data.contents import GONE, digest_of
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
 from ovseg.data.shard_file import REJECTED, check_shard, read_members, shard_name
@@ -62,7 +62,8 @@ def refilter(
     """Judge the samples of a dataset again, and write them as another one.
 
     Images, latents and soft masks are copied. Rejected samples that were kept apart come back if
-    nothing is wrong with them now; those that were dropped cannot.
+    nothing is wrong with them now; those that were dropped cannot. Those whose file in
+    ``rejected/`` is gone count as rejected.
 
     Args:
         source: Folder of a complete dataset.
@@ -82,6 +83,7 @@ def refilter(
     if total is None:
         raise ValueError(f"dataset {source} has format 1, without facts: generate it again")
     levels = _changes(source, old, {"threshold": threshold, "band": band})
+    gone = _gone(source, manifest)
     config = {
         **old,
         **levels,
@@ -94,6 +96,7 @@ def refilter(
             "dataset": hashlib.sha256((source / DATASET).read_bytes()).hexdigest()[:16],
             "config": digest_of(old),
             **{key: old.get(key) for key in ("filter", "threshold", "band", "source")},
+            **({GONE: gone} if gone else {}),
         },
     }
     prepare(out, {**request, "config": config})
@@ -109,6 +112,8 @@ def refilter(
                 lost += _write(shard, members, judge, levels)
     finish(out, config)
     show_yield(str(out), read_manifest(out)["yield"])
+    if gone:
+        print(f"{sum(gone.values())} rejected samples of {source} are gone and were not judged")
     if lost:
         print(f"{lost} more would be kept, but were dropped from {source}: only `predict` has them")
 
@@ -128,6 +133,15 @@ def _changes(source: Path, old: dict, levels: dict[str, float | None]) -> dict[s
             f"{' and '.join(levels)} out, or write it with ShardWriter's soft: true"
         )
     return levels
+
+
+def _gone(source: Path, manifest: dict) -> dict[str, int]:
+    """Return of how many rejected samples the facts are gone, by the shards that lack any."""
+    before = (manifest.get("source") or {}).get(GONE, {})
+    files = manifest["rejected_shards"].items()
+    there = {n: 0 if (source / REJECTED / n).is_file() else facts["samples"] for n, facts in files}
+    counts = {name: before.get(name, 0) + there.get(name, 0) for name in manifest["shards"]}
+    return {name: count for name, count in counts.items() if count}
 
 
 def _check(source: Path, manifest: dict, number: int) -> None:

@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ovseg.data.contents import shard_yield
+from ovseg.data.contents import gone_yield, shard_yield
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, REQUEST, done_shards, plan_shards, read_request
 from ovseg.data.shard_file import shard_name
@@ -78,6 +78,7 @@ def status_of(folder: Path) -> Status:
     plan = plan_shards(folder, config)
     done_of_it = sorted(number for number in done if number < plan.shards)
     so_far = Yield.sum(shard_yield(folder, number) for number in done_of_it)
+    so_far += gone_yield(config, done_of_it)
     writing = _writing(folder)
     finished = (folder / DATASET).is_file() and len(done_of_it) == plan.shards
     state = "complete" if finished else "running" if writing else "stopped"

@@ -1,5 +1,6 @@
 """`ovseg refilter` of datasets that are damaged or lack something: one line, nothing written."""
 
+import json
 import shutil
 
 import pytest
@@ -54,3 +55,38 @@ def test_a_shard_of_other_bytes_is_refused(copy, tmp_path, line, part):
     assert f"shard {path} is damaged" in error and "its SHA-256 is" in error
     new = contents(tmp_path / "new")
     assert "shard-000001.tar" not in new and "dataset.json" not in new
+
+
+def facts_of(folder):
+    return json.loads((folder / "dataset.json").read_text())
+
+
+def test_rejects_that_are_gone_are_counted(copy, tmp_path, capfd):
+    before = facts_of(copy)
+    kept, rejected = before["counts"]["samples"], before["yield"]["rejected"]
+    left = before["rejected_shards"]["shard-000000.tar"]["samples"]
+    assert kept + rejected == 10 and 0 < left < rejected
+    for number in (1, 2):
+        (copy / "rejected" / f"shard-00000{number}.tar").unlink()
+    new, gone = tmp_path / "new", rejected - left
+    assert main(["refilter", str(copy), "--out", str(new)]) == 0
+    printed = capfd.readouterr().out
+    assert f"{gone} rejected samples of {copy} are gone and were not judged\n" in printed
+    assert f"{kept + left} of 10 samples kept" in printed
+    after = facts_of(new)
+    assert after["counts"]["samples"] == after["yield"]["kept"] == kept + left
+    assert after["yield"]["rejected"] == gone and after["yield"]["reasons"] == {"gone": gone}
+    assert sum(after["source"]["gone"].values()) == gone and after["size"] == 10
+    assert main(["status", str(new)]) == 0
+    assert f"{kept + left} of 10 samples kept" in capfd.readouterr().out
+    # they are still gone for whoever filters the new one
+    assert main(["refilter", str(new), "--out", str(tmp_path / "newer")]) == 0
+    assert f"{gone} rejected samples of {new} are gone" in capfd.readouterr().out
+    newer = facts_of(tmp_path / "newer")
+    assert newer["yield"] == after["yield"] and newer["shards"] == after["shards"]
+
+
+def test_nothing_is_said_of_rejects_that_are_there(copy, tmp_path, capfd):
+    assert main(["refilter", str(copy), "--out", str(tmp_path / "new")]) == 0
+    assert "gone" not in capfd.readouterr().out
+    assert "gone" not in facts_of(tmp_path / "new")["source"]
