@@ -78,10 +78,12 @@ def refilter(
         ValueError: If its facts or soft masks are not stored, a shard is damaged, or ``out`` holds
             another dataset.
     """
-    manifest, request = read_manifest(source), read_request(source)
-    old, total = request["config"], manifest.get("yield")
+    manifest = read_manifest(source)
+    total = manifest.get("yield")
     if total is None:
         raise ValueError(f"dataset {source} has format 1, without facts: generate it again")
+    request = read_request(source, "vocabulary.keys", "soft")
+    old = request["config"]
     levels = _changes(source, old, {"threshold": threshold, "band": band})
     gone = _gone(source, manifest)
     config = {

@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="store_true", help="what decides its bytes, as JSON")
     args = parser.parse_args(argv)
-    config = read_request(args.dataset)["config"]
+    config = read_request(args.dataset, "vocabulary.keys")["config"]
     show(args.dataset, status_of(args.dataset), config)
     if args.config:
         print(json.dumps(config, indent=1, ensure_ascii=False))
@@ -73,7 +73,7 @@ def status_of(folder: Path) -> Status:
         FileNotFoundError: If there is no dataset.
         ValueError: If a finished shard is damaged.
     """
-    config = read_request(folder)["config"]
+    config = read_request(folder, "vocabulary.keys")["config"]
     done = done_shards(folder, config)
     plan = plan_shards(folder, config)
     done_of_it = sorted(number for number in done if number < plan.shards)
@@ -141,4 +141,4 @@ def _samples_left(config: dict, plan: Plan, done: int, so_far: Yield) -> float:
     sure = (plan.shards - done) * config["shard_size"]
     made = so_far.kept + so_far.rejected
     lacks = [lack * made / max(so_far.gained[i], 1) for i, lack in plan.missing.items()]
-    return min(max([sure, *lacks]), (config["limit"] or float("inf")) - made)
+    return min(max([sure, *lacks]), (config.get("limit") or float("inf")) - made)
