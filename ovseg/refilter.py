@@ -18,8 +18,8 @@ from tqdm import tqdm
 from ovseg.data.contents import GONE, digest_of
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
-from ovseg.data.shard_file import REJECTED, check_shard, read_members, shard_name
-from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
+from ovseg.data.shard_file import REJECTED, check_shard, read_samples, shard_name
+from ovseg.data.shard_format import Record, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.quality import Filter, label_facts, verdict_of
 from ovseg.report.terminal import show_yield
@@ -110,8 +110,8 @@ def refilter(
         _check(source, manifest, number)
         path = out / shard_name(number)
         with telling_where(path), Shard(out, number, config["rejected"]) as shard:
-            for members in _merged(source, number):
-                lost += _write(shard, members, judge, levels)
+            for record, members in _merged(source, number):
+                lost += _write(shard, record, members, judge, levels)
     finish(out, config)
     show_yield(str(out), read_manifest(out)["yield"])
     if gone:
@@ -159,22 +159,33 @@ def _check(source: Path, manifest: dict, number: int) -> None:
         check_shard(rejects, manifest["rejected_shards"][name]["sha256"])
 
 
-def _merged(source: Path, number: int) -> Iterator[dict[str, bytes]]:
-    """Yield the samples of a shard, those that were rejected in their places among the others."""
+def _merged(
+    source: Path, number: int, only: str | None = None
+) -> Iterator[tuple[Record, dict[str, bytes]]]:
+    """Yield the samples of a shard, those that were rejected in their places among the others.
+
+    Args:
+        source: Folder of the dataset.
+        number: Of the shard.
+        only: One extension; the other members are not read.
+    """
     paths = [source / shard_name(number), source / REJECTED / shard_name(number)]
-    parts = [read_members(path) for path in paths if path.is_file()]
-    return heapq.merge(*parts, key=lambda members: decode_record(members["json"]).request.index)
+    parts = [read_samples(path, only=only) for path in paths if path.is_file()]
+    return heapq.merge(*parts, key=lambda sample: sample[0].request.index)
 
 
 def _write(
-    shard: Shard, members: dict[str, bytes], judge: Filter | None, levels: dict[str, float]
+    shard: Shard,
+    record: Record,
+    members: dict[str, bytes],
+    judge: Filter | None,
+    levels: dict[str, float],
 ) -> bool:
     """Judge a sample again and append it.
 
     Returns:
         Whether nothing is wrong with it now, but it was dropped.
     """
-    record = decode_record(members["json"])
     dropped = "image.png" not in members
     if levels and not dropped:
         labels = _labels(record, members, **levels)

@@ -8,7 +8,7 @@ from test_refilter import write
 from toy_data import contents
 
 from ovseg.__main__ import main
-from ovseg.data.shard_file import read_members
+from ovseg.data.shard_file import read_members, sha256_of
 
 
 @pytest.fixture(scope="module")
@@ -90,3 +90,17 @@ def test_nothing_is_said_of_rejects_that_are_there(copy, tmp_path, capfd):
     assert main(["refilter", str(copy), "--out", str(tmp_path / "new")]) == 0
     assert "gone" not in capfd.readouterr().out
     assert "gone" not in facts_of(tmp_path / "new")["source"]
+
+
+def test_a_renamed_field_is_one_line(copy, line, capfd):
+    path = copy / "shard-000000.tar"
+    data, manifest = path.read_bytes(), facts_of(copy)
+    place = data.index(b'"prompt"')
+    path.write_bytes(data[:place] + b'"promqt"' + data[place + 8 :])
+    manifest["shards"][path.name]["sha256"] = sha256_of(path)
+    (copy / "dataset.json").write_text(json.dumps(manifest))
+    why = f"shard {path} is damaged: delete it and run `predict` again, which makes only what is "
+    assert why in (error := line(copy)) and ": it has no field 'prompt')" in error
+    assert main(["status", str(copy)]) == 2
+    error = capfd.readouterr().err
+    assert why in error and ": it has no field 'prompt')" in error and error.count("\n") == 1

@@ -51,6 +51,8 @@ def check_shard(path: Path, sha256: str) -> None:
 def damage(path: Path, why: object) -> str:
     """Say in one line that a shard is damaged, what to do, and why."""
     advice = "delete it and run `predict` again, which makes only what is missing"
+    if path.parent.name == REJECTED and (path.parents[1] / DATASET).is_file():
+        advice = "rejects of a complete dataset are not needed any more, it may be deleted"
     return f"shard {path} is damaged: {advice} ({why})"
 
 
@@ -64,6 +66,11 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
     Raises:
         ValueError: If it is cut short, no tar, or has another number of samples.
     """
+    return list(_table(path, samples).values())
+
+
+def _table(path: Path, samples: int | None) -> dict[str, dict[str, tuple[int, int]]]:
+    """Return ``{key: members}``; see `index_shard`."""
     table: dict[str, dict[str, tuple[int, int]]] = {}
     try:
         length = path.stat().st_size
@@ -79,7 +86,7 @@ def index_shard(path: Path, samples: int | None = None) -> list[dict[str, tuple[
         raise ValueError(damage(path, error)) from None
     if samples is not None and len(table) != samples:
         raise ValueError(damage(path, f"{len(table)} samples, not {samples}"))
-    return list(table.values())
+    return table
 
 
 class OpenShards:
@@ -142,17 +149,43 @@ def read_members(
         samples: Number of samples it must have.
         only: One extension; the others are not read.
     """
-    index = index_shard(path, samples)
+    for _, members in _read(path, samples, only):
+        yield members
+
+
+def _read(
+    path: Path, samples: int | None, only: str | None
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    """Yield key and members of every sample; see `read_members`."""
+    table = _table(path, samples)
     with path.open("rb") as file:
-        for members in index:
+        for key, members in table.items():
             data = {}
             for extension, (offset, size) in members.items():
                 if only in (None, extension):
                     file.seek(offset)
                     data[extension] = file.read(size)
-            yield data
+            yield key, data
+
+
+def read_samples(
+    path: Path, samples: int | None = None, only: str | None = None
+) -> Iterator[tuple[Record, dict[str, bytes]]]:
+    """Yield what is said of every sample of a shard, and its members; see `read_members`.
+
+    Raises:
+        ValueError: If what is said of one cannot be read.
+    """
+    for key, members in _read(path, samples, only):
+        try:
+            if "json" not in members:
+                raise ValueError("it has no json")
+            record = decode_record(members["json"])
+        except ValueError as error:
+            raise ValueError(damage(path, f"sample {key}: {error}")) from None
+        yield record, members
 
 
 def read_records(path: Path, samples: int | None = None) -> list[Record]:
     """Return what is said of every sample of a shard; see `index_shard`."""
-    return [decode_record(members["json"]) for members in read_members(path, samples, "json")]
+    return [record for record, _ in read_samples(path, samples, "json")]
