@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import io
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="ovseg refilter", description=__doc__, exit_on_error=False)
     parser.add_argument("dataset", type=local_path, help="a complete dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new one")
-    parser.add_argument("--config", action="config", help="YAML of the options below")
+    parser.add_argument("-c", "--config", action="config", help="YAML of the options below")
     parser.add_argument("--filter", type=Filter | None, default=None, help="which samples are kept")
     parser.add_argument(
         "--threshold", type=float | None, default=None, help="of the label maps (as it was)"
@@ -78,6 +79,8 @@ def refilter(
         ValueError: If its facts or soft masks are not stored, a shard is damaged, or ``out`` holds
             another dataset.
     """
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out} holds another dataset: give another --out than the dataset")
     manifest = read_manifest(source)
     total = manifest.get("yield")
     if total is None:
@@ -101,6 +104,7 @@ def refilter(
             **({GONE: gone} if gone else {}),
         },
     }
+    _try(source, len(manifest["shards"]), judge)
     prepare(out, {**request, "config": config})
     left, lost = pending(out, config), 0
     if levels:
@@ -172,6 +176,20 @@ def _merged(
     paths = [source / shard_name(number), source / REJECTED / shard_name(number)]
     parts = [read_samples(path, only=only) for path in paths if path.is_file()]
     return heapq.merge(*parts, key=lambda sample: sample[0].request.index)
+
+
+def _try(source: Path, shards: int, judge: Filter | None) -> None:
+    """Judge the first samples until something was found in one, before anything is written.
+
+    Raises:
+        ValueError: If the filter asks for what is not stored.
+    """
+    if judge is None:
+        return
+    for record, _ in chain.from_iterable(_merged(source, n, "json") for n in range(shards)):
+        verdict_of(record.facts, judge)
+        if any(facts.found for facts in record.facts):
+            return
 
 
 def _write(

@@ -4,6 +4,7 @@ import json
 import shutil
 
 import pytest
+import yaml
 from test_refilter import write
 from toy_data import contents
 
@@ -104,3 +105,27 @@ def test_a_renamed_field_is_one_line(copy, line, capfd):
     assert main(["status", str(copy)]) == 2
     error = capfd.readouterr().err
     assert why in error and ": it has no field 'prompt')" in error and error.count("\n") == 1
+
+
+@pytest.mark.parametrize("bound", ["min_agreement", "min_clip"])
+def test_a_filter_of_facts_that_are_not_stored_writes_nothing(copy, tmp_path, line, bound):
+    error = line(copy, "--filter", "QualityFilter", f"--filter.{bound}", "0.5")
+    assert f"{bound} needs" in error and not (tmp_path / "new").exists()
+
+
+def test_the_dataset_itself_is_no_output(copy, line):
+    before = contents(copy)
+    (copy.parent / "new").symlink_to(copy)
+    error = line(copy, "--threshold", "0.4")
+    assert "give another --out than the dataset" in error and len(error) < 100 + len(str(copy))
+    assert contents(copy) == before
+
+
+def test_the_config_has_a_short_flag(copy, tmp_path):
+    judge = {"class_path": "ovseg.quality.QualityFilter", "init_args": {"min_area": 0.5}}
+    (tmp_path / "filter.yaml").write_text(yaml.safe_dump({"filter": judge, "rejected": "apart"}))
+    for flag in ("-c", "--config"):
+        out = ["--out", str(tmp_path / flag), flag, str(tmp_path / "filter.yaml")]
+        assert main(["refilter", str(copy), *out]) == 0
+    assert contents(tmp_path / "-c") == contents(tmp_path / "--config")
+    assert facts_of(tmp_path / "-c")["filter"]["min_area"] == 0.5
