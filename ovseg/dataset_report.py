@@ -227,7 +227,7 @@ def _described(folder: Path) -> tuple[dict, list[str], int]:
             f"no {DATASET}, {REQUEST} or quickstart.json in {folder}: give the folder of a dataset "
             "or of a quickstart"
         )
-    request = read_request(folder)
+    request = read_request(folder, "format", "vocabulary", "backbone", "annotator")
     config, planned = request["config"], plan_shards(folder, request["config"]).shards
     done = sorted(n for n in done_shards(folder, config) if n < planned)
     facts = {**config, "environment": request["environment"], "config_digest": digest_of(config)}

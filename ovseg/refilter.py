@@ -6,6 +6,7 @@ import hashlib
 import heapq
 import io
 from collections.abc import Iterator, Sequence
+from itertools import chain
 from pathlib import Path
 
 import numpy as np
@@ -15,11 +16,11 @@ from PIL import Image
 from torch.nn.functional import interpolate
 from tqdm import tqdm
 
-from ovseg.data.contents import digest_of
+from ovseg.data.contents import GONE, digest_of
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
-from ovseg.data.shard_file import REJECTED, read_members, shard_name
-from ovseg.data.shard_format import Record, decode_record, encode_png, encode_record
+from ovseg.data.shard_file import REJECTED, check_shard, read_samples, shard_name
+from ovseg.data.shard_format import Record, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.quality import Filter, label_facts, verdict_of
 from ovseg.report.terminal import show_yield
@@ -37,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     parser = ArgumentParser(prog="ovseg refilter", description=__doc__, exit_on_error=False)
     parser.add_argument("dataset", type=local_path, help="a complete dataset")
     parser.add_argument("--out", type=Path, required=True, help="folder of the new one")
-    parser.add_argument("--config", action="config", help="YAML of the options below")
+    parser.add_argument("-c", "--config", action="config", help="YAML of the options below")
     parser.add_argument("--filter", type=Filter | None, default=None, help="which samples are kept")
     parser.add_argument(
         "--threshold", type=float | None, default=None, help="of the label maps (as it was)"
@@ -62,7 +63,8 @@ def refilter(
     """Judge the samples of a dataset again, and write them as another one.
 
     Images, latents and soft masks are copied. Rejected samples that were kept apart come back if
-    nothing is wrong with them now; those that were dropped cannot.
+    nothing is wrong with them now; those that were dropped cannot. Those whose file in
+    ``rejected/`` is gone count as rejected.
 
     Args:
         source: Folder of a complete dataset.
@@ -74,13 +76,19 @@ def refilter(
 
     Raises:
         FileNotFoundError: If the dataset is missing or not complete.
-        ValueError: If its facts or soft masks are not stored, or ``out`` holds another dataset.
+        ValueError: If its facts or soft masks are not stored, a shard is damaged, or ``out`` holds
+            another dataset.
     """
-    manifest, request = read_manifest(source), read_request(source)
-    old, total = request["config"], manifest.get("yield")
+    if out.resolve() == source.resolve():
+        raise ValueError(f"{out} holds another dataset: give another --out than the dataset")
+    manifest = read_manifest(source)
+    total = manifest.get("yield")
     if total is None:
         raise ValueError(f"dataset {source} has format 1, without facts: generate it again")
+    request = read_request(source, "vocabulary.keys", "soft")
+    old = request["config"]
     levels = _changes(source, old, {"threshold": threshold, "band": band})
+    gone = _gone(source, manifest)
     config = {
         **old,
         **levels,
@@ -93,20 +101,25 @@ def refilter(
             "dataset": hashlib.sha256((source / DATASET).read_bytes()).hexdigest()[:16],
             "config": digest_of(old),
             **{key: old.get(key) for key in ("filter", "threshold", "band", "source")},
+            **({GONE: gone} if gone else {}),
         },
     }
+    _try(source, len(manifest["shards"]), judge)
     prepare(out, {**request, "config": config})
     left, lost = pending(out, config), 0
     if levels:
         levels = {key: config[key] for key in ("threshold", "band")}
     done = len(manifest["shards"]) - len(left)
     for number in tqdm(left, desc="shards", initial=done, total=len(manifest["shards"])):
+        _check(source, manifest, number)
         path = out / shard_name(number)
         with telling_where(path), Shard(out, number, config["rejected"]) as shard:
-            for members in _merged(source, number):
-                lost += _write(shard, members, judge, levels)
+            for record, members in _merged(source, number):
+                lost += _write(shard, record, members, judge, levels)
     finish(out, config)
     show_yield(str(out), read_manifest(out)["yield"])
+    if gone:
+        print(f"{sum(gone.values())} rejected samples of {source} are gone and were not judged")
     if lost:
         print(f"{lost} more would be kept, but were dropped from {source}: only `predict` has them")
 
@@ -128,22 +141,69 @@ def _changes(source: Path, old: dict, levels: dict[str, float | None]) -> dict[s
     return levels
 
 
-def _merged(source: Path, number: int) -> Iterator[dict[str, bytes]]:
-    """Yield the samples of a shard, those that were rejected in their places among the others."""
+def _gone(source: Path, manifest: dict) -> dict[str, int]:
+    """Return of how many rejected samples the facts are gone, by the shards that lack any."""
+    before = (manifest.get("source") or {}).get(GONE, {})
+    files = manifest["rejected_shards"].items()
+    there = {n: 0 if (source / REJECTED / n).is_file() else facts["samples"] for n, facts in files}
+    counts = {name: before.get(name, 0) + there.get(name, 0) for name in manifest["shards"]}
+    return {name: count for name, count in counts.items() if count}
+
+
+def _check(source: Path, manifest: dict, number: int) -> None:
+    """Compare a shard, and the file of its rejects if that is there, with what was written.
+
+    Raises:
+        ValueError: If one of them is damaged.
+    """
+    name = shard_name(number)
+    check_shard(source / name, manifest["shards"][name]["sha256"])
+    rejects = source / REJECTED / name
+    if rejects.is_file():
+        check_shard(rejects, manifest["rejected_shards"][name]["sha256"])
+
+
+def _merged(
+    source: Path, number: int, only: str | None = None
+) -> Iterator[tuple[Record, dict[str, bytes]]]:
+    """Yield the samples of a shard, those that were rejected in their places among the others.
+
+    Args:
+        source: Folder of the dataset.
+        number: Of the shard.
+        only: One extension; the other members are not read.
+    """
     paths = [source / shard_name(number), source / REJECTED / shard_name(number)]
-    parts = [read_members(path) for path in paths if path.is_file()]
-    return heapq.merge(*parts, key=lambda members: decode_record(members["json"]).request.index)
+    parts = [read_samples(path, only=only) for path in paths if path.is_file()]
+    return heapq.merge(*parts, key=lambda sample: sample[0].request.index)
+
+
+def _try(source: Path, shards: int, judge: Filter | None) -> None:
+    """Judge the first samples until something was found in one, before anything is written.
+
+    Raises:
+        ValueError: If the filter asks for what is not stored.
+    """
+    if judge is None:
+        return
+    for record, _ in chain.from_iterable(_merged(source, n, "json") for n in range(shards)):
+        verdict_of(record.facts, judge)
+        if any(facts.found for facts in record.facts):
+            return
 
 
 def _write(
-    shard: Shard, members: dict[str, bytes], judge: Filter | None, levels: dict[str, float]
+    shard: Shard,
+    record: Record,
+    members: dict[str, bytes],
+    judge: Filter | None,
+    levels: dict[str, float],
 ) -> bool:
     """Judge a sample again and append it.
 
     Returns:
         Whether nothing is wrong with it now, but it was dropped.
     """
-    record = decode_record(members["json"])
     dropped = "image.png" not in members
     if levels and not dropped:
         labels = _labels(record, members, **levels)

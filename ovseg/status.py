@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from rich.console import Console
 
-from ovseg.data.contents import shard_yield
+from ovseg.data.contents import gone_yield, shard_yield
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, REQUEST, done_shards, plan_shards, read_request
 from ovseg.data.shard_file import shard_name
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> int:
     )
     parser.add_argument("--config", action="store_true", help="what decides its bytes, as JSON")
     args = parser.parse_args(argv)
-    config = read_request(args.dataset)["config"]
+    config = read_request(args.dataset, "vocabulary.keys")["config"]
     show(args.dataset, status_of(args.dataset), config)
     if args.config:
         print(json.dumps(config, indent=1, ensure_ascii=False))
@@ -73,11 +73,12 @@ def status_of(folder: Path) -> Status:
         FileNotFoundError: If there is no dataset.
         ValueError: If a finished shard is damaged.
     """
-    config = read_request(folder)["config"]
+    config = read_request(folder, "vocabulary.keys")["config"]
     done = done_shards(folder, config)
     plan = plan_shards(folder, config)
     done_of_it = sorted(number for number in done if number < plan.shards)
     so_far = Yield.sum(shard_yield(folder, number) for number in done_of_it)
+    so_far += gone_yield(config, done_of_it)
     writing = _writing(folder)
     finished = (folder / DATASET).is_file() and len(done_of_it) == plan.shards
     state = "complete" if finished else "running" if writing else "stopped"
@@ -140,4 +141,4 @@ def _samples_left(config: dict, plan: Plan, done: int, so_far: Yield) -> float:
     sure = (plan.shards - done) * config["shard_size"]
     made = so_far.kept + so_far.rejected
     lacks = [lack * made / max(so_far.gained[i], 1) for i, lack in plan.missing.items()]
-    return min(max([sure, *lacks]), (config["limit"] or float("inf")) - made)
+    return min(max([sure, *lacks]), (config.get("limit") or float("inf")) - made)

@@ -78,7 +78,15 @@ class Vocabulary:
                 f"no vocabulary {str(source)!r}: give one of {', '.join(names)} or a YAML file's "
                 "path"
             )
-        return cls._from_dict(yaml.safe_load(path.read_text(encoding="utf-8")), str(source), split)
+        try:
+            data = yaml.safe_load(path.read_text(encoding="utf-8"))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            mark = getattr(error, "problem_mark", None)
+            why = f"line {mark.line + 1}: {error.problem}" if mark else " ".join(str(error).split())
+            raise ValueError(
+                f"vocabulary {str(source)!r} is no YAML: {why}; mend the file, see the shipped ones"
+            ) from None
+        return cls._from_dict(data, str(source), split)
 
     @classmethod
     def _from_dict(cls, data: Any, source: str, split: str) -> Vocabulary:

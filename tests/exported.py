@@ -73,6 +73,7 @@ def write_samples(
             for sample in part:
                 tar.write(encode_sample(sample))
     config = {
+        "format": 2,
         "vocabulary": {
             "name": classes.name,
             "digest": classes.digest,

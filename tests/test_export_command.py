@@ -198,3 +198,26 @@ def test_a_damaged_sample_leaves_nothing(tmp_path, capsys):
     assert export(tmp_path / "data", tmp_path / "out", "voc") == 2
     assert "sample 7 of shard" in one_line(capsys)
     assert [path.name for path in tmp_path.iterdir()] == ["data"]
+
+
+@pytest.mark.parametrize("text", ["[]", "", "{", '{"format": "ade"}'])
+def test_a_damaged_record_is_one_line(dataset, tmp_path, capsys, text):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "export.json").write_text(text)
+    assert export(dataset, tmp_path / "out", "ade") == 2
+    assert f"{tmp_path / 'out' / 'export.json'} is no export.json (" in one_line(capsys)
+
+
+@pytest.mark.parametrize("name", ["voc", "ade", "coco", "yolo", "hf"])
+def test_a_finished_export_that_lacks_files_is_refused(dataset, tmp_path, capsys, name):
+    out = tmp_path / "out"
+    assert export(dataset, out, name) == 0
+    (out / "more.cache").touch()
+    assert export(dataset, out, name) == 0
+    capsys.readouterr()
+    gone = max(out.rglob("*"), key=lambda path: (path.is_file(), path.parent != out, path))
+    beside = sum(path.is_file() for path in gone.parent.iterdir())
+    gone.unlink()
+    assert export(dataset, out, name) == 2
+    place = gone.parent.relative_to(out).as_posix()
+    assert f"lacks files of the export (1 of {beside} in {place}): delete" in one_line(capsys)

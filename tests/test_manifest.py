@@ -2,11 +2,13 @@
 
 import hashlib
 import json
+import shutil
 from collections import Counter
 
 import pytest
 from toy_data import data_module, live_stream, write_dataset
 
+from ovseg.__main__ import main
 from ovseg.data.contents import digest_of
 from ovseg.data.manifest import differences, pending, prepare, read_manifest
 
@@ -167,3 +169,33 @@ def test_read_manifest_errors(tmp_path):
     shard.unlink()
     with pytest.raises(ValueError, match="shard-000001.tar is missing"):
         read_manifest(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def dataset(tmp_path_factory):
+    return write_dataset(tmp_path_factory.mktemp("manifest"))
+
+
+@pytest.mark.parametrize("text", ['{"format": 2}', "[]", "", "{"])
+@pytest.mark.parametrize(
+    ("name", "verbs"),
+    [
+        ("dataset.json", ["report", "refilter", "export", "status"]),
+        ("request.json", ["refilter", "status"]),
+    ],
+)
+def test_damaged_files_are_one_line_of_every_verb(dataset, tmp_path, capfd, name, verbs, text):
+    folder = shutil.copytree(dataset, tmp_path / "set")
+    (folder / name).write_text(text)
+    more = {
+        "refilter": ["--out", str(tmp_path / "out")],
+        "export": ["--format", "voc", "--out", str(tmp_path / "out")],
+    }
+    for verb in verbs:
+        assert main([verb, str(folder), *more.get(verb, [])]) == 2
+        error = capfd.readouterr().err
+        assert error.startswith(f"ovseg {verb}: {folder / name} is no {name} (")
+        assert ": restore it, or" in error and error.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+    with pytest.raises(ValueError, match=f"is no {name}"):
+        prepare(folder, request())

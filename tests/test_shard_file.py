@@ -100,3 +100,33 @@ def test_few_files_stay_open(tmp_path, monkeypatch):
 def test_names_hold_the_number(tmp_path):
     assert shard_name(12) == "shard-000012.tar"
     assert shard_number(tmp_path / "shard-000012.tar.tmp") == 12
+
+
+def renamed(path, old, new):
+    """Call a field of the second sample otherwise."""
+    data = path.read_bytes()
+    place = data.index(old, data.index(b"00000006.json"))
+    path.write_bytes(data[:place] + new + data[place + len(old) :])
+
+
+def test_a_damaged_record_is_named(tmp_path):
+    path = write_shard(tmp_path / "a.tar", [make_sample(index) for index in (5, 6)])
+    renamed(path, b'"prompt"', b'"promqt"')
+    why = r"a.tar is damaged: delete it .*\(sample 00000006: it has no field 'prompt'\)$"
+    with pytest.raises(ValueError, match=why):
+        read_records(path)
+    with path.open("wb") as file, TarWriter(file, encoder=False, mtime=0) as tar:
+        tar.write({"__key__": "00000009", "mask.png": b""})
+    with pytest.raises(ValueError, match=r"a.tar is damaged.*\(sample 00000009: it has no json\)"):
+        read_records(path)
+
+
+def test_rejects_are_needed_until_the_dataset_is_complete(tmp_path):
+    (tmp_path / "rejected").mkdir()
+    path = write_shard(tmp_path / "rejected" / "a.tar", [make_sample(index) for index in (5, 6)])
+    path.write_bytes(path.read_bytes()[:700])
+    with pytest.raises(ValueError, match="rejected/a.tar is damaged: delete it and run `predict`"):
+        read_records(path)
+    (tmp_path / "dataset.json").touch()
+    with pytest.raises(ValueError, match="rejected/a.tar is damaged: .* it may be deleted"):
+        read_records(path)

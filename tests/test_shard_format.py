@@ -1,12 +1,20 @@
 """One sample to the members of a tar and back."""
 
 import io
+import json
 import pickle
 
 import numpy as np
 import pytest
 
-from ovseg.data.shard_format import Record, StoredSample, decode_sample, encode_sample
+from ovseg.data.shard_format import (
+    SINCE_2,
+    Record,
+    StoredSample,
+    decode_record,
+    decode_sample,
+    encode_sample,
+)
 from ovseg.quality import Facts
 from ovseg.structures import Entity, Request
 
@@ -90,3 +98,26 @@ def test_nothing_is_unpickled():
     for data in (buffer.getvalue(), pickle.dumps(Bomb())):
         with pytest.raises(ValueError, match="allow_pickle=False|pickled"):
             decode_sample(damaged(latent_npy=data))
+
+
+def without(*names, **changes):
+    stored = json.loads(members_of(make_sample())["json"]) | changes
+    return json.dumps({key: value for key, value in stored.items() if key not in names}).encode()
+
+
+def test_a_field_that_is_missing_is_named():
+    stored = json.loads(members_of(make_sample())["json"])
+    for name in stored.keys() - {"agreement", "clip"}:
+        with pytest.raises(ValueError, match=f"^it has no field '{name}'$"):
+            decode_record(without(name))
+    assert decode_record(without("agreement", "clip")).facts[0].clip is None
+    old = decode_record(without("agreement", "clip", *SINCE_2))  # format 1
+    assert old.facts[0].area is None and old.facts[0].score == 0.25 and old.verdict == [""]
+
+
+@pytest.mark.parametrize(
+    "data", [b"", b"[]", b"3", without(names=3), without(starts=[1, 2]), without(found=None)]
+)
+def test_what_is_no_record_is_refused(data):
+    with pytest.raises(ValueError):
+        decode_record(data)

@@ -195,3 +195,21 @@ def test_a_file_that_is_no_vocabulary(tmp_path, broken):
         Vocabulary.load(write(tmp_path, own(**broken)), "a")
     with pytest.raises(ValueError, match="unknown class 'dog'"):
         Vocabulary.load(write(tmp_path, own(splits={"a": ["dog"]})), "a")
+
+
+@pytest.mark.parametrize(
+    ("text", "why"),
+    [
+        (b"name: own\nclasses: [a, b\n", "line 3: expected ',' or ']', but got '<stream end>'"),
+        (b"name: own\n\tclasses: []\n", "line 2: found character .* that cannot start any token"),
+        (b"name: !!python/object:os.system {}\n", "line 1: could not determine a constructor for"),
+        (b"name: \x01\n", "unacceptable character #x0001"),
+        (b"name: \xff\n", "'utf-8' codec can't decode byte"),
+    ],
+)
+def test_a_file_that_is_no_yaml_is_one_line(tmp_path, text, why):
+    path = tmp_path / "own.yaml"
+    path.write_bytes(text)
+    with pytest.raises(ValueError, match=f"^vocabulary '{path}' is no YAML: {why}") as raised:
+        Vocabulary.load(path)
+    assert "\n" not in str(raised.value)

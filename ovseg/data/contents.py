@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from ovseg.data.shard_file import REJECTED, read_records, shard_name
+from ovseg.data.shard_file import REJECTED, read_records, sha256_of, shard_name
 from ovseg.data.shard_format import Record
 from ovseg.data.yields import Yield
 
 COUNTS = "counts.jsonl"
 """The file of a dataset that is not complete which tells of every finished shard what was kept."""
+
+GONE = "gone"
+"""Why a refiltered dataset lacks a sample: its source no longer had the file of it."""
 
 
 def describe_shards(folder: Path, request: dict, shards: int) -> dict:
@@ -30,6 +34,7 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
         whole = sum(all(facts.found for facts in record.facts) for record in records)
         kept[name] = {**_file_facts(folder / name, len(records)), "all_found": whole}
         total += shard_yield(folder, number)
+        total += gone_yield(config, [number])
         if config.get("rejected") is not None:
             path = folder / REJECTED / name
             rejected[name] = _file_facts(path, len(read_records(path)))
@@ -55,6 +60,18 @@ def shard_yield(folder: Path, number: int) -> Yield:
         if (noted := _noted(path, _stamp(path)).get((number, *stamp))) is not None:
             return noted
     return _counted(folder, number, stamp)
+
+
+def gone_yield(config: dict, numbers: Iterable[int]) -> Yield:
+    """Return the rejected samples of which a refiltered dataset knows nothing but their number.
+
+    Args:
+        config: What decides the dataset's bytes.
+        numbers: Of its shards.
+    """
+    gone = (config.get("source") or {}).get(GONE, {})
+    count = sum(gone.get(shard_name(number), 0) for number in numbers)
+    return Yield(rejected=count, reasons=Counter({GONE: count} if count else {}))
 
 
 def note_yield(folder: Path, number: int, counted: Yield) -> None:
@@ -98,9 +115,7 @@ def digest_of(config: dict) -> str:
 
 def _file_facts(path: Path, samples: int) -> dict:
     """Return number of samples, bytes and digest of a shard."""
-    with path.open("rb") as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
-    return {"samples": samples, "bytes": path.stat().st_size, "sha256": digest}
+    return {"samples": samples, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
 
 
 def _count(record: Record, keys: Sequence[str], classes: dict, pairs: dict) -> None:

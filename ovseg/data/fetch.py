@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
 import re
 import time
@@ -14,6 +13,8 @@ from typing import Any, TypeVar
 
 from fsspec import AbstractFileSystem
 from fsspec.core import url_to_fs
+
+from ovseg.data.shard_file import sha256_of
 
 Result = TypeVar("Result")
 
@@ -131,8 +132,8 @@ def _options(url: str) -> dict[str, Any]:
 
 def _compare(path: Path, size: int, sha256: str) -> None:
     """Refuse a file that is not the recorded one; make sure that it is on disk."""
+    found = sha256_of(path)
     with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
         os.fsync(file.fileno())
     if path.stat().st_size != size:
         raise OSError(f"it has {path.stat().st_size} bytes, dataset.json says {size}")

@@ -14,11 +14,29 @@ from pathlib import Path
 
 from ovseg.data.card import make_card
 from ovseg.data.contents import COUNTS, describe_shards, shard_yield
-from ovseg.data.shard_file import REJECTED, shard_name, shard_number
+from ovseg.data.json_file import read_json
+from ovseg.data.shard_file import DATASET, REJECTED, shard_name, shard_number
 from ovseg.data.shard_writing import held_shards, locked, telling_where
 from ovseg.data.yields import Plan, plan
 
-REQUEST, DATASET, CARD = "request.json", "dataset.json", "card.md"
+REQUEST, CARD = "request.json", "card.md"
+NEEDED = (
+    "format",
+    "vocabulary.name",
+    "vocabulary.digest",
+    "vocabulary.split",
+    "vocabulary.num_classes",
+    "backbone",
+    "annotator",
+    "config_digest",
+    "counts.samples",
+    "counts.classes",
+    "shards.*.samples",
+    "shards.*.bytes",
+    "shards.*.sha256",
+)
+"""What `dataset.json` has in every format; see `read_json`."""
+
 SHOWN = 6
 """Differences that an error names; of more it says how many."""
 
@@ -135,16 +153,22 @@ def _complete(folder: Path, shards: int) -> None:
         write_json(folder / DATASET, facts)
 
 
-def read_request(folder: Path) -> dict:
+def read_request(folder: Path, *needed: str) -> dict:
     """Return `request.json` of a dataset that was at least begun.
+
+    Args:
+        folder: Of the dataset.
+        needed: What its configuration must have; see `read_json`.
 
     Raises:
         FileNotFoundError: If there is none.
+        ValueError: If it is damaged, or has not what is needed.
     """
     path = folder / REQUEST
     if not path.is_file():
         raise FileNotFoundError(f"no {path}: give a folder that `predict` writes")
-    return json.loads(path.read_text(encoding="utf-8"))
+    keys = ["config", "environment", *(f"config.{key}" for key in ("size", "shard_size", *needed))]
+    return read_json(path, keys, "restore it, or run `predict` again with an empty output")
 
 
 def read_manifest(folder: Path) -> dict:
@@ -152,7 +176,7 @@ def read_manifest(folder: Path) -> dict:
 
     Raises:
         FileNotFoundError: If the folder is missing, has no shards or is not complete.
-        ValueError: If a shard has another size than when it was written.
+        ValueError: If it is damaged, or a shard has another size than when it was written.
     """
     if not folder.is_dir():
         raise FileNotFoundError(f"no dataset folder {folder}: `predict` writes one")
@@ -160,7 +184,7 @@ def read_manifest(folder: Path) -> dict:
         raise FileNotFoundError(f"folder {folder} holds no shards: `predict` writes them")
     if not (folder / DATASET).is_file():
         raise FileNotFoundError(f"dataset {folder} is not complete: run `predict` again")
-    manifest = json.loads((folder / DATASET).read_text(encoding="utf-8"))
+    manifest = read_json(folder / DATASET, NEEDED)
     for name, facts in manifest["shards"].items():
         path = folder / name
         size = path.stat().st_size if path.is_file() else None
@@ -203,7 +227,7 @@ def _recorded_sizes(folder: Path) -> dict[str, int]:
     path = folder / DATASET
     if not path.is_file():
         return {}
-    shards = json.loads(path.read_text(encoding="utf-8"))["shards"]
+    shards = read_json(path, ["shards.*.bytes"])["shards"]
     return {name: facts["bytes"] for name, facts in shards.items()}
 
 

@@ -36,6 +36,9 @@ FACTS = {
 }
 """What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``."""
 
+SINCE_2 = ("area", "components", "uncertain", "border", "verdict")
+"""Fields of ``KEY.json`` of which a sample of format 1 has none, any other all."""
+
 LABELLED = ("image.png", "mask.png", "json")
 """Members of a labelled image."""
 
@@ -213,11 +216,26 @@ def decode_sample(members: dict[str, bytes], needed: Collection[str] = STORED) -
 
 
 def decode_record(data: bytes) -> Record:
-    """Return what a sample's JSON says."""
-    stored = json.loads(data)
+    """Return what a sample's JSON says.
+
+    Raises:
+        ValueError: If it is no JSON, or not the fields of a sample.
+    """
+    try:
+        return _record(json.loads(data))
+    except KeyError as error:
+        raise ValueError(f"it has no field {error}") from None
+    except (TypeError, AttributeError) as error:
+        raise ValueError(f"its fields are not those of a sample ({error})") from None
+
+
+def _record(stored: dict) -> Record:
+    for name in ("found", "scores", *(SINCE_2 if stored.keys() & set(SINCE_2) else ())):
+        stored[name]  # the others are read below
     names = stored["names"]
     spans = zip(stored["starts"], stored["ends"], strict=True)
-    entities = tuple(map(Entity, stored["class_ids"], names, spans))
+    fields = zip(stored["class_ids"], names, spans, strict=True)
+    entities = tuple(Entity(*entity) for entity in fields)
     request = Request(
         stored["index"], stored["seed"], stored["prompt"], entities, stored["negative_prompt"]
     )

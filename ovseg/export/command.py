@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import fcntl
 import importlib
-import json
 import os
 import shutil
 from collections import Counter
@@ -21,6 +20,7 @@ from tqdm import tqdm
 
 from ovseg.data.contents import digest_of
 from ovseg.data.fetch import local_path
+from ovseg.data.json_file import read_json
 from ovseg.data.manifest import differences, write_json
 from ovseg.data.shards import ShardStream
 from ovseg.export.format import TRAIN, VAL, Format, Item, part_of
@@ -59,7 +59,7 @@ def main(argv: Sequence[str]) -> None:
                 f"cannot export to {out} ({error}): nothing is left of it; mend that and run the "
                 "same command again"
             ) from error
-    counts = json.loads((out / RECORD).read_text(encoding="utf-8"))["samples"]
+    counts = _record(out)["samples"]
     print(f"{out}: {args.format}, {counts[TRAIN]} samples to train with, {counts[VAL]} to validate")
     if args.push_to_hub:
         print(push(out, args.push_to_hub))
@@ -118,20 +118,56 @@ def is_done(out: Path, request: dict) -> bool:
     """Say whether a folder holds this export.
 
     Raises:
-        ValueError: If it holds another one or other files, or cannot be replaced.
+        ValueError: If it holds another one or other files, lacks files, or cannot be replaced.
     """
     if (out / RECORD).is_file():
-        there = json.loads((out / RECORD).read_text(encoding="utf-8"))
+        there = _record(out)
         if lines := differences({key: there.get(key) for key in request}, request):
             raise ValueError(
                 f"{out} holds another export ({'; '.join(lines)}): choose another --out"
             )
+        _check_files(out, there.get("files", {}))  # older exports did not count them
         return True
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise ValueError(f"{out} is not empty and holds no export: choose another --out")
     if out.is_dir() and (out.is_mount() or out.samefile(Path.cwd())):
         raise ValueError(f"{out} cannot be replaced: choose a folder inside of it as --out")
     return False
+
+
+def _record(out: Path) -> dict:
+    """Return `export.json`.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    needed = ("format", "val_share", f"samples.{TRAIN}", f"samples.{VAL}")
+    return read_json(
+        out / RECORD, needed, f"delete {out} and export again, or choose another --out"
+    )
+
+
+def files_of(folder: Path) -> dict[str, int]:
+    """Return how many files lie in an export's folder and each one inside, `export.json` aside."""
+    counts = {
+        Path(place).relative_to(folder).as_posix(): len(set(names) - {RECORD})
+        for place, _, names in os.walk(folder)
+    }
+    return {place: count for place, count in sorted(counts.items()) if count}
+
+
+def _check_files(out: Path, recorded: dict[str, int]) -> None:
+    """Compare the numbers of files with those that were written; more may be there.
+
+    Raises:
+        ValueError: If some are missing.
+    """
+    there = files_of(out)
+    lacks = {place: count - there.get(place, 0) for place, count in recorded.items()}
+    if short := [f"{n} of {recorded[place]} in {place}" for place, n in lacks.items() if n > 0]:
+        raise ValueError(
+            f"{out} lacks files of the export ({', '.join(short)}): delete it and export again"
+        )
 
 
 @contextmanager
@@ -172,6 +208,7 @@ def write(stream: ShardStream, format_: Format, request: dict) -> None:
         counts[part] += 1
     facts = {"samples": dict(counts), **format_.finish()}
     classes = ["background", *(c.key for c in stream.vocabulary.classes)]
+    facts["files"] = files_of(format_.folder)
     record = {**request, **facts, "classes": classes, "names": list(stream.vocabulary.names)}
     write_json(format_.folder / RECORD, record)
 
