@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovseg.errors import importing_mmseg
+from ovseg.pretrained import read_torch
 from ovseg.segmenters.loading import say_loaded
 
 TABLE = "open-mmlab://"
@@ -49,7 +51,7 @@ def load_network(network: nn.Module, path: str) -> None:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the weights are of another architecture.
+        ValueError: If the weights are of another architecture, or of another number of classes.
     """
     state = _under(read_state(path), ("segmenter.model.", "model."))
     left = {key for key in state if key.startswith("auxiliary_head.")}
@@ -87,20 +89,27 @@ def read_state(path: str) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError):
-        raise ValueError(
-            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
-            "them once to safetensors where you trust them"
-        ) from None
+    content = _read_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
+    state = content
     for key in ("state_dict", "model"):
-        state = state.get(key, state)
-    return state
+        state = state.get(key, state) if isinstance(state, dict) else state
+    named = state.items() if isinstance(state, dict) else ()
+    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"weights {path} are no state dict: wanted tensors by name, got "
+            f"{type(state).__name__} without any; save the network's state_dict()"
+        )
+    return tensors
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"weights {path} are damaged, or no safetensors: {error}; get them once more"
+        ) from None
 
 
 def _url(name: str) -> str:
@@ -129,6 +138,13 @@ def _fill(
     ]
     left = [key for key in state if key not in own and key not in unused]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    counts = set() if missing or left else _other_counts(own, state, wrong)
+    if len(counts) == 1:
+        ((there, here),) = counts
+        raise ValueError(
+            f"{source} has {there} classes, {here} are wanted: set data.vocabulary to that of the "
+            "training"
+        )
     if missing or left or wrong:
         first = (missing + left + wrong)[0]
         raise ValueError(
@@ -136,3 +152,13 @@ def _fill(
             f"{len(left)} unknown, {len(wrong)} of another shape, the first is {first}"
         )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+
+
+def _other_counts(
+    own: dict[str, Tensor], state: dict[str, Tensor], wrong: list[str]
+) -> set[tuple[int, int]]:
+    """Return the numbers of classes there and here, if nothing but the classifiers differs."""
+    pairs = [(state[key].shape, own[key].shape) for key in wrong if ".conv_seg." in key]
+    if len(pairs) < len(wrong) or any(a[1:] != b[1:] or len(a) != len(b) for a, b in pairs):
+        return set()
+    return {(there[0], here[0]) for there, here in pairs}
