@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from ovseg.errors import importing_mmseg
 from ovseg.pretrained import read_torch
-from ovseg.segmenters.loading import say_loaded
+from ovseg.segmenters.loading import said_of_training, say_loaded
 
 TABLE = "open-mmlab://"
 """What a name of MMEngine's table of weights begins with."""
@@ -24,12 +24,15 @@ OUTPUT_NORM = re.compile(r"norm\d\.")
 """Norms of a Swin's or a ConvNeXt's outputs, which no classifier has had."""
 
 
-def load_backbone(backbone: nn.Module, source: str) -> None:
+def load_backbone(backbone: nn.Module, source: str) -> dict[str, list[str]]:
     """Load pretrained weights of a backbone, and print how many were used.
 
     Args:
         backbone: Of a network of MMSegmentation.
         source: A file, a URL, or a name of MMEngine's table such as "open-mmlab://resnet50_v1c".
+
+    Returns:
+        What `said_of_training` finds, less the classes, which a backbone does not depend on.
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
@@ -37,25 +40,32 @@ def load_backbone(backbone: nn.Module, source: str) -> None:
     """
     path = find_weights(source)
     prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
-    state = _under(read_state(path), prefixes)
+    state, said = read_state(path)
+    state = _under(state, prefixes)
     own = backbone.state_dict()
     left = {key for key in state if key not in own}
     classifier = {key for key in left if key.startswith(("fc.", "head.", "classifier.", "norm."))}
     made = {key for key in own if key not in state and OUTPUT_NORM.match(key)}
     _fill(backbone, state, source, classifier, made)
     say_loaded(source, len(own), made, classifier)
+    return {key: value for key, value in said.items() if key != "classes"}
 
 
-def load_network(network: nn.Module, path: str) -> None:
+def load_network(network: nn.Module, path: str) -> dict[str, list[str]]:
     """Load weights of a whole network; those of auxiliary heads may be left over.
+
+    Returns:
+        What `said_of_training` finds.
 
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the weights are of another architecture, or of another number of classes.
     """
-    state = _under(read_state(path), ("segmenter.model.", "model."))
+    state, said = read_state(path)
+    state = _under(state, ("segmenter.model.", "model."))
     left = {key for key in state if key.startswith("auxiliary_head.")}
     _fill(network, state, path, left, set())
+    return said
 
 
 def find_weights(source: str) -> str:
@@ -80,8 +90,8 @@ def find_weights(source: str) -> str:
     return str(path)
 
 
-def read_state(path: str) -> dict[str, Tensor]:
-    """Read a state dict without unpickling anything but tensors.
+def read_state(path: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Read a state dict, and what `said_of_training` finds, without unpickling anything else.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -100,7 +110,7 @@ def read_state(path: str) -> dict[str, Tensor]:
             f"weights {path} are no state dict: wanted tensors by name, got "
             f"{type(state).__name__} without any; save the network's state_dict()"
         )
-    return tensors
+    return tensors, said_of_training(path, content)
 
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
