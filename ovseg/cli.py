@@ -14,13 +14,19 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.cli import LightningArgumentParser, LightningCLI, SaveConfigCallback
+from lightning.pytorch.cli import (
+    ArgsType,
+    LightningArgumentParser,
+    LightningCLI,
+    SaveConfigCallback,
+)
 from lightning.pytorch.loggers import CSVLogger
 
 from ovseg.modules.grounding import GroundingModule
 from ovseg.modules.segmentation import SegmentationModule
 from ovseg.report.terminal import show_grounder, show_segmenter
 from ovseg.results import RESULTS
+from ovseg.resume import check_checkpoint
 
 LINKS = ("vocabulary", "feature_spec", "text_width")
 """Facts of the data that a model must agree with; never a choice, because a link overrides."""
@@ -55,6 +61,11 @@ class CLI(LightningCLI):
             default=False,
             help="run `test` too when `fit` or `validate` has ended, in the same processes",
         )
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: ArgsType) -> None:
+        """Refuse a checkpoint that is none before it is asked for hyperparameters."""
+        super().parse_arguments(parser, args)
+        check_checkpoint(self.config[self.config.subcommand].get("ckpt_path"))
 
     def before_instantiate_classes(self) -> None:
         """Keep predictions out of memory; they are written as they come."""

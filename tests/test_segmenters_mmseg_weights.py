@@ -116,3 +116,34 @@ def test_refusals(server, state, tmp_path):
         torch.save(wrong, tmp_path / "wrong.pth")
         with pytest.raises(ValueError, match=f"another architecture: .*{words}"):
             MMSegSegmenter(4, model=model(), pretrained=str(tmp_path / "wrong.pth"))
+
+
+def test_another_number_of_classes_is_told_from_another_architecture(tmp_path):
+    path = str(tmp_path / "net.pth")
+    torch.save(MMSegSegmenter(21, model=model()).state_dict(), path)
+    with pytest.raises(ValueError, match="net.pth has 21 classes, 16 are wanted: set data.vocab"):
+        MMSegSegmenter(16, model=model(), checkpoint=path)
+    wider = model()
+    wider["decode_head"]["channels"] = 4  # the classifier reads fewer channels too
+    with pytest.raises(ValueError, match="another architecture: 0 tensors missing, 0 unknown, "):
+        MMSegSegmenter(16, model=wider, checkpoint=path)
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "words"),
+    [
+        ("list.pth", [torch.zeros(1)], "list.pth are no state dict: .* got list without"),
+        ("within.pth", {"state_dict": 3}, "within.pth are no state dict: .* got int without"),
+        ("empty.pth", b"", "empty.pth are damaged"),
+        ("text.pth", b"hello world", "text.pth are damaged"),
+        ("short.safetensors", b"12", "short.safetensors are damaged, or no safetensors"),
+        ("text.safetensors", b"hello world", "text.safetensors are damaged"),
+    ],
+)
+@pytest.mark.parametrize("argument", ["checkpoint", "pretrained"])
+def test_a_file_without_weights_is_named(argument, name, content, words, tmp_path):
+    path = tmp_path / name
+    path.write_bytes(content) if isinstance(content, bytes) else torch.save(content, path)
+    with pytest.raises(ValueError, match=words) as error:
+        MMSegSegmenter(4, model=model(), **{argument: str(path)})
+    assert "\n" not in str(error.value)

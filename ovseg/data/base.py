@@ -50,7 +50,8 @@ class Stream(Dataset, ABC):
     def taught_classes(self) -> set[int]:
         """Ids of the classes of which somebody drew masks that these labels come from.
 
-        True masks count, and those of a detector that was trained with such. Known after `bind`.
+        True masks count, and those of a detector that was trained with such. Known after `bind`. A
+        stream with drawn masks must return their classes: the default says that there are none.
         """
         return set()
 

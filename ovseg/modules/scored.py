@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -71,31 +72,39 @@ class ScoredModule(LightningModule):
         checkpoint["trained_on"] = [self.vocabulary[i].key for i in sorted(self.trained_on)]
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
+        """Refuse weights as `take_over` does."""
+        self.take_over(checkpoint, "the checkpoint")
+
+    def take_over(self, learnt: Mapping[str, Any], what: str) -> None:
         """Refuse weights that were trained on other classes, or with masks of unseen ones.
+
+        Args:
+            learnt: What is known of their training, as `on_save_checkpoint` keeps it.
+            what: What they come from, in words.
 
         Raises:
             ValueError: If they were; the latter only unless they are allowed.
         """
         here = [c.key for c in self.vocabulary.classes]
-        there = checkpoint.get("classes", here)
+        there = learnt.get("classes", here)
         if there != here:
             pairs = zip_longest(there, here, fillvalue="none")
             number, (theirs, ours) = next(
                 (n, pair) for n, pair in enumerate(pairs, start=1) if pair[0] != pair[1]
             )
             raise ValueError(
-                f"the checkpoint was trained on {len(there)} classes, vocabulary "
+                f"{what} was trained on {len(there)} classes, vocabulary "
                 f"{self.vocabulary.name!r} has {len(here)}; the first that differs is number "
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
                 "training"
             )
-        learnt = checkpoint.get("trained_on", ())
-        self.trained_on |= {c.id for c in self.vocabulary.classes if c.key in learnt}
+        taught = learnt.get("trained_on", ())
+        self.trained_on |= {c.id for c in self.vocabulary.classes if c.key in taught}
         leaked = sorted(self.trained_on & set(self.vocabulary.unseen))
         if leaked and not self.unseen_masks:
             names = ", ".join(self.vocabulary[i].name for i in leaked)
             raise ValueError(
-                f"the checkpoint was trained with masks of {names}, which split "
+                f"{what} was trained with masks of {names}, which split "
                 f"{self.vocabulary.split} calls unseen: test it on its own split, or say that this "
                 "is no zero-shot result (model.init_args.unseen_masks: true)"
             )

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -59,7 +60,9 @@ class SegmentationModule(ScoredModule):
 
     Raises:
         ValueError: If ignore_band is negative, or the protocol is unknown, contradicts another
-            argument or itself, or is one of other classes or another split than the data module's.
+            argument or itself, or is one of other classes or another split than the data module's,
+            or the segmenter's weights were trained on other classes, with masks of unseen ones, or
+            as the protocol rules out.
     """
 
     def __init__(
@@ -95,6 +98,7 @@ class SegmentationModule(ScoredModule):
         self.scores = nn.ModuleDict()
         self.practices: set[str] = set()
         """What was done in training that a protocol may rule out."""
+        self.take_over(self.segmenter.learnt_from, "the segmenter's checkpoint")
 
     def _metric(self) -> SegmentationIoU:
         vocabulary, protocol = self.vocabulary, self.protocol
@@ -130,14 +134,14 @@ class SegmentationModule(ScoredModule):
         super().on_save_checkpoint(checkpoint)
         checkpoint["practices"] = sorted(self.practices)
 
-    def on_load_checkpoint(self, checkpoint: dict) -> None:
+    def take_over(self, learnt: Mapping[str, Any], what: str) -> None:
         """Refuse weights whose training the protocol rules out, too.
 
         Raises:
             ValueError: If it does.
         """
-        super().on_load_checkpoint(checkpoint)
-        self._learn_by(set(checkpoint.get("practices", ())), "the checkpoint's training")
+        super().take_over(learnt, what)
+        self._learn_by(set(learnt.get("practices", ())), f"{what}'s training")
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
@@ -202,7 +206,8 @@ class SegmentationModule(ScoredModule):
         """Write the segmenter's folder."""
         trainer = self.trainer
         if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
-            save_segmenter(self.segmenter, self.output, self.vocabulary, self.trained_on)
+            facts = (self.vocabulary, self.trained_on, self.practices)
+            save_segmenter(self.segmenter, self.output, *facts)
 
     def on_test_start(self) -> None:
         """Say the protocol in words."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -15,7 +17,12 @@ class Segmenter(nn.Module, ABC):
     Attributes:
         init_args: The subclass's own constructor arguments, kept so that it can be saved. One whose
             arguments name files replaces it by arguments that do not.
+        learnt_from: What the files of its weights say of their training, nothing by default: the
+            keys of their `classes`, if the weights depend on them, those that they were
+            `trained_on` masks of, and the `practices`. A checkpoint of `fit` has all three.
     """
+
+    learnt_from: Mapping[str, list[str]] = MappingProxyType({})
 
     def __new__(cls, *args, **kwargs):
         """Record the constructor's own arguments in `init_args`."""

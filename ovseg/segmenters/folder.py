@@ -1,7 +1,7 @@
 """A trained segmenter as a folder: ``config.json`` and ``model.safetensors``.
 
 The configuration says its class and arguments, the keys of its classes, and of which of them
-somebody drew the masks that it has been trained with.
+somebody drew the masks that it has been trained with; and what a protocol may rule out.
 """
 
 from __future__ import annotations
@@ -44,6 +44,7 @@ def save_segmenter(
     folder: str | Path,
     vocabulary: Vocabulary,
     trained_on: Iterable[int] | None = None,
+    practices: Iterable[str] = (),
 ) -> None:
     """Write the folder of a segmenter of all classes of a vocabulary, all or nothing.
 
@@ -53,13 +54,14 @@ def save_segmenter(
         vocabulary: Its classes.
         trained_on: Ids of the classes of which somebody drew masks that it has learnt from; None
             stands for all.
+        practices: What was done in its training that a protocol may rule out.
 
     Raises:
         ValueError: If its number of classes is not the vocabulary's, its arguments are not
             JSON-ready, or the folder holds something else.
     """
     check_replaceable(Path(folder), "segmenter")
-    text = _config(segmenter, vocabulary, trained_on)
+    text = _config(segmenter, vocabulary, trained_on, practices)
     state = {
         key: value.detach().cpu().contiguous() for key, value in segmenter.state_dict().items()
     }
@@ -78,7 +80,10 @@ def check_saveable(segmenter: Segmenter, vocabulary: Vocabulary) -> None:
 
 
 def _config(
-    segmenter: Segmenter, vocabulary: Vocabulary, trained_on: Iterable[int] | None = None
+    segmenter: Segmenter,
+    vocabulary: Vocabulary,
+    trained_on: Iterable[int] | None = None,
+    practices: Iterable[str] = (),
 ) -> str:
     if segmenter.num_classes != vocabulary.num_classes:
         raise ValueError(
@@ -94,6 +99,7 @@ def _config(
         },
         "classes": [c.key for c in vocabulary.classes],
         "trained_on": [vocabulary[i].key for i in taught],
+        "practices": sorted(practices),
         "vocabulary": vocabulary.name,
     }
     try:

@@ -46,6 +46,7 @@ class MMSegSegmenter(Segmenter):
         model: Model dict as in MMSegmentation's configs (`type: EncoderDecoder` ...).
         config: Path of an MMSegmentation config file, instead of `model`.
         checkpoint: Weights of the whole network: safetensors, or a torch file of tensors alone.
+            What a checkpoint or a segmenter's folder says of its training goes to `learnt_from`.
         pretrained: Weights of the backbone alone: a file in the same formats, its URL, a name of
             MMEngine's table such as "open-mmlab://resnet50_v1c", or "clipart", the embedded ones of
             the clip-art world's segmenter.
@@ -94,9 +95,9 @@ class MMSegSegmenter(Segmenter):
             replace_losses(self.model, loss)
         if pretrained is not None:
             source = pretrained if "://" in pretrained else locate(pretrained, EMBEDDED_BACKBONE)
-            load_backbone(self.model.backbone, str(source))
+            self.learnt_from = load_backbone(self.model.backbone, str(source))
         if checkpoint is not None:
-            load_network(self.model, checkpoint)
+            self.learnt_from = load_network(self.model, checkpoint)
         if dropped and checkpoint is None and pretrained is None:
             warnings.warn(
                 f"the config names pretrained weights ({', '.join(dropped)}), which are not "

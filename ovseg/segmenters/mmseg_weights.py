@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
 from pathlib import Path
 from urllib.parse import urlparse
 
 import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovseg.errors import importing_mmseg
-from ovseg.segmenters.loading import say_loaded
+from ovseg.pretrained import read_torch
+from ovseg.segmenters.loading import said_of_training, say_loaded
 
 TABLE = "open-mmlab://"
 """What a name of MMEngine's table of weights begins with."""
@@ -22,12 +24,15 @@ OUTPUT_NORM = re.compile(r"norm\d\.")
 """Norms of a Swin's or a ConvNeXt's outputs, which no classifier has had."""
 
 
-def load_backbone(backbone: nn.Module, source: str) -> None:
+def load_backbone(backbone: nn.Module, source: str) -> dict[str, list[str]]:
     """Load pretrained weights of a backbone, and print how many were used.
 
     Args:
         backbone: Of a network of MMSegmentation.
         source: A file, a URL, or a name of MMEngine's table such as "open-mmlab://resnet50_v1c".
+
+    Returns:
+        What `said_of_training` finds, less the classes, which a backbone does not depend on.
 
     Raises:
         FileNotFoundError: If there is no such file, or it cannot be downloaded.
@@ -35,25 +40,32 @@ def load_backbone(backbone: nn.Module, source: str) -> None:
     """
     path = find_weights(source)
     prefixes = ("segmenter.model.backbone.", "model.backbone.", "backbone.")
-    state = _under(read_state(path), prefixes)
+    state, said = read_state(path)
+    state = _under(state, prefixes)
     own = backbone.state_dict()
     left = {key for key in state if key not in own}
     classifier = {key for key in left if key.startswith(("fc.", "head.", "classifier.", "norm."))}
     made = {key for key in own if key not in state and OUTPUT_NORM.match(key)}
     _fill(backbone, state, source, classifier, made)
     say_loaded(source, len(own), made, classifier)
+    return {key: value for key, value in said.items() if key != "classes"}
 
 
-def load_network(network: nn.Module, path: str) -> None:
+def load_network(network: nn.Module, path: str) -> dict[str, list[str]]:
     """Load weights of a whole network; those of auxiliary heads may be left over.
+
+    Returns:
+        What `said_of_training` finds.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the weights are of another architecture.
+        ValueError: If the weights are of another architecture, or of another number of classes.
     """
-    state = _under(read_state(path), ("segmenter.model.", "model."))
+    state, said = read_state(path)
+    state = _under(state, ("segmenter.model.", "model."))
     left = {key for key in state if key.startswith("auxiliary_head.")}
     _fill(network, state, path, left, set())
+    return said
 
 
 def find_weights(source: str) -> str:
@@ -78,8 +90,8 @@ def find_weights(source: str) -> str:
     return str(path)
 
 
-def read_state(path: str) -> dict[str, Tensor]:
-    """Read a state dict without unpickling anything but tensors.
+def read_state(path: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
+    """Read a state dict, and what `said_of_training` finds, without unpickling anything else.
 
     Raises:
         FileNotFoundError: If there is no such file.
@@ -87,20 +99,27 @@ def read_state(path: str) -> dict[str, Tensor]:
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
-
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError):
-        raise ValueError(
-            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
-            "them once to safetensors where you trust them"
-        ) from None
+    content = _read_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
+    state = content
     for key in ("state_dict", "model"):
-        state = state.get(key, state)
-    return state
+        state = state.get(key, state) if isinstance(state, dict) else state
+    named = state.items() if isinstance(state, dict) else ()
+    tensors = {k: v for k, v in named if isinstance(k, str) and isinstance(v, Tensor)}
+    if not tensors:
+        raise ValueError(
+            f"weights {path} are no state dict: wanted tensors by name, got "
+            f"{type(state).__name__} without any; save the network's state_dict()"
+        )
+    return tensors, said_of_training(path, content)
+
+
+def _read_safetensors(path: str) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(
+            f"weights {path} are damaged, or no safetensors: {error}; get them once more"
+        ) from None
 
 
 def _url(name: str) -> str:
@@ -129,6 +148,13 @@ def _fill(
     ]
     left = [key for key in state if key not in own and key not in unused]
     wrong = [key for key in own if key in state and own[key].shape != state[key].shape]
+    counts = set() if missing or left else _other_counts(own, state, wrong)
+    if len(counts) == 1:
+        ((there, here),) = counts
+        raise ValueError(
+            f"{source} has {there} classes, {here} are wanted: set data.vocabulary to that of the "
+            "training"
+        )
     if missing or left or wrong:
         first = (missing + left + wrong)[0]
         raise ValueError(
@@ -136,3 +162,13 @@ def _fill(
             f"{len(left)} unknown, {len(wrong)} of another shape, the first is {first}"
         )
     module.load_state_dict({key: state[key] for key in own if key in state}, strict=False)
+
+
+def _other_counts(
+    own: dict[str, Tensor], state: dict[str, Tensor], wrong: list[str]
+) -> set[tuple[int, int]]:
+    """Return the numbers of classes there and here, if nothing but the classifiers differs."""
+    pairs = [(state[key].shape, own[key].shape) for key in wrong if ".conv_seg." in key]
+    if len(pairs) < len(wrong) or any(a[1:] != b[1:] or len(a) != len(b) for a, b in pairs):
+        return set()
+    return {(there[0], here[0]) for there, here in pairs}
