@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import difflib
-import pickle
 import re
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor, nn
 
 from ovseg.errors import importing_mmseg
 from ovseg.segmenters.loading import say_loaded
+from ovseg.segmenters.unpickling import load_plain
 
 TABLE = "open-mmlab://"
 """What a name of MMEngine's table of weights begins with."""
@@ -85,21 +87,37 @@ def read_state(path: str) -> dict[str, Tensor]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or holds anything else.
     """
+    return state_of(read_checkpoint(path), path)
+
+
+def read_checkpoint(path: str) -> Any:
+    """Read all that a file of weights holds, without unpickling anything but tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds objects that `unpickling` does not know.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    if str(path).endswith(".safetensors"):
-        from safetensors.torch import load_file
+    if not str(path).endswith(".safetensors"):
+        return load_plain(path)
+    from safetensors.torch import load_file
 
-        return load_file(path)
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, EOFError, RuntimeError):
-        raise ValueError(
-            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
-            "them once to safetensors where you trust them"
-        ) from None
+    return load_file(path)
+
+
+def state_of(checkpoint: Any, path: str) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint that was read from a path.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    state = checkpoint
     for key in ("state_dict", "model"):
-        state = state.get(key, state)
+        if isinstance(state, Mapping):
+            state = state.get(key, state)
+    if not (isinstance(state, Mapping) and all(map(torch.is_tensor, state.values()))):
+        raise ValueError(f"weights {path} hold no state dict of tensors")
     return state
 
 
