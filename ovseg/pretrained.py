@@ -12,7 +12,6 @@ from typing import Any
 
 _WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
 _CHUNK = 1 << 20
-_ZIP = b"PK\x03\x04"  # what a torch file begins with, but for very old ones
 
 
 def read_json(path: Path) -> Any:
@@ -25,25 +24,6 @@ def read_json(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
         raise ValueError(f"{path} is no JSON: {error}") from None
-
-
-def read_torch(path: str | Path) -> Any:
-    """Read a torch file of tensors and plain values; tensors stay on the disk until they are used.
-
-    Raises:
-        ValueError: If it is damaged, or holds anything else.
-    """
-    import torch
-
-    with open(path, "rb") as file:
-        mapped = file.read(len(_ZIP)) == _ZIP
-    try:
-        return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
-    except Exception:  # of damaged bytes torch raises a dozen kinds
-        raise ValueError(
-            f"weights {path} are damaged or hold pickled objects, which are not loaded: convert "
-            "them once to safetensors where you trust them"
-        ) from None
 
 
 def content(path: Path) -> bytes:

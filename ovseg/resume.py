@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
-from ovseg.pretrained import read_torch
+import torch
 
 LEFT_TO_LIGHTNING = ("best", "last", "hpc")
 """What it looks up itself; also URLs, folders, and what does not exist."""
+ZIP = b"PK\x03\x04"
+"""What a torch file begins with, but for very old ones, which cannot be mapped."""
 
 
 def check_checkpoint(ckpt_path: str | Path | None) -> None:
@@ -20,13 +23,7 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
         return
     content = None
     if Path(ckpt_path).suffix != ".safetensors":
-        try:
-            content = read_torch(ckpt_path)
-        except ValueError:
-            raise ValueError(
-                f"the weights of checkpoint {ckpt_path} cannot be read: the file is damaged, or "
-                "holds pickled objects; take another one"
-            ) from None
+        content = _read(Path(ckpt_path))
     if not isinstance(content, dict) or not {"pytorch-lightning_version", "state_dict"} <= set(
         content
     ):
@@ -34,3 +31,16 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
             f"{ckpt_path} is not a checkpoint of `ovseg fit`: give one of those as ckpt_path; "
             "weights alone go to model.init_args.segmenter.init_args.checkpoint"
         )
+
+
+def _read(path: Path) -> Any:
+    """Read a torch file, its tensors mapped."""
+    with path.open("rb") as file:
+        mapped = file.read(len(ZIP)) == ZIP
+    try:
+        return torch.load(path, map_location="cpu", mmap=mapped, weights_only=True)
+    except Exception:  # of damaged bytes torch raises a dozen kinds
+        raise ValueError(
+            f"the weights of checkpoint {path} cannot be read: the file is damaged, or holds "
+            "pickled objects; take another one"
+        ) from None

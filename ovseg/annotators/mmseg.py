@@ -23,7 +23,7 @@ class MMSegAnnotator(Annotator):
 
     Args:
         checkpoint_folder: Folder that `fit` of a segmentation module wrote to its `output`, or
-            "clipart" for the shipped one.
+            `tools/import_segmenter.py` from MMSegmentation's files; "clipart" is the shipped one.
         classes: Which classes of the vocabulary it is asked for: "seen", "unseen" or "all".
         min_area: Smallest area of an entity that counts as found, as a share of the image.
         min_score: Smallest mean probability over its area that counts as found.

@@ -122,7 +122,8 @@ def load_segmenter(folder: Path) -> LoadedSegmenter:
         if not (folder / name).is_file():
             raise FileNotFoundError(
                 f"no segmenter in {folder}: it has no {name}; `fit` of a segmentation module "
-                "writes one to model.init_args.output"
+                "writes one to model.init_args.output, tools/import_segmenter.py makes one of an "
+                "MMSegmentation checkpoint"
             )
     config = read_json(folder / CONFIG)
     if missing := {"segmenter", "classes"} - set(config):

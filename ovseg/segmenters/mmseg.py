@@ -8,12 +8,9 @@ on the CPU inside another module.
 from __future__ import annotations
 
 import copy
-import logging
 import re
 import warnings
 from collections.abc import Sequence
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -21,9 +18,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ovseg.embedded import locate
-from ovseg.errors import importing_mmseg
 from ovseg.losses_segmentation import PixelLoss
 from ovseg.segmenters.base import Segmenter
+from ovseg.segmenters.mmseg_config import quiet, read_config
 from ovseg.segmenters.mmseg_losses import leave_out_accuracy, replace_losses
 from ovseg.segmenters.mmseg_weights import load_backbone, load_network
 from ovseg.segmenters.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
@@ -45,8 +42,9 @@ class MMSegSegmenter(Segmenter):
         num_classes: Number of classes with background.
         model: Model dict as in MMSegmentation's configs (`type: EncoderDecoder` ...).
         config: Path of an MMSegmentation config file, instead of `model`.
-        checkpoint: Weights of the whole network: safetensors, or a torch file of tensors alone.
-            What a checkpoint or a segmenter's folder says of its training goes to `learnt_from`.
+        checkpoint: Weights of the whole network: safetensors, or a torch file of tensors, such as
+            MMEngine's Runner writes. What a checkpoint of `fit` or a segmenter's folder says of its
+            training goes to `learnt_from`.
         pretrained: Weights of the backbone alone: a file in the same formats, its URL, a name of
             MMEngine's table such as "open-mmlab://resnet50_v1c", or "clipart", the embedded ones of
             the clip-art world's segmenter.
@@ -79,7 +77,7 @@ class MMSegSegmenter(Segmenter):
         if upscale < 1:
             raise ValueError(f"upscale must be an integer >= 1, got {upscale}")
         if config is not None:
-            model = _read_config(config)
+            model = read_config(config).model
         cfg, dropped = _prepare(model, num_classes)
         self.init_args = {
             "model": cfg,
@@ -157,44 +155,6 @@ def _parts(value: Tensor | list[Tensor]) -> list[Tensor]:
     return [value] if isinstance(value, Tensor) else list(value)
 
 
-@contextmanager
-def _quiet():
-    """Import and run MMSegmentation without its warnings and its log of every parameter.
-
-    Raises:
-        ImportError: If it, or the system library that OpenCV needs, is missing.
-    """
-    with importing_mmseg():
-        import mmseg.models  # noqa: F401 - registers the models
-        from mmengine.logging import MMLogger
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        logger = MMLogger.get_current_instance()
-        level = logger.level
-        logger.setLevel(logging.ERROR)
-        try:
-            yield
-        finally:
-            logger.setLevel(level)
-
-
-def _read_config(path: str) -> dict:
-    """Return the model dict of an mmseg config file (.py, .yaml or .json)."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"no mmseg config file {path}")
-    with _quiet():
-        from mmengine.config import Config
-
-        config = Config.fromfile(path)
-    if "model" not in config:
-        raise ValueError(f"mmseg config {path} has no `model`")
-    model = config.model.to_dict()
-    preprocessor = model.pop("data_preprocessor", None) or {}
-    if preprocessor.get("size_divisor"):
-        raise ValueError(f"mmseg config {path} pads to a size_divisor, which is not supported")
-    return model
-
-
 def _prepare(model: dict, num_classes: int) -> tuple[dict, list[str]]:
     """Copy a model dict with our changes; also return the pretrained weights that it named."""
     cfg = copy.deepcopy(dict(model))
@@ -229,7 +189,7 @@ def _clean(node: Any, dropped: list[str]) -> Any:
 
 def _build(cfg: dict) -> nn.Module:
     """Build and initialise the network."""
-    with _quiet():
+    with quiet():
         from mmengine.config import ConfigDict
         from mmengine.registry import init_default_scope
         from mmseg.models.losses import CrossEntropyLoss

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlparse
 
 import torch
@@ -13,8 +14,8 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from ovseg.errors import importing_mmseg
-from ovseg.pretrained import read_torch
 from ovseg.segmenters.loading import said_of_training, say_loaded
+from ovseg.segmenters.unpickling import load_plain
 
 TABLE = "open-mmlab://"
 """What a name of MMEngine's table of weights begins with."""
@@ -97,10 +98,29 @@ def read_state(path: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         FileNotFoundError: If there is no such file.
         ValueError: If it is damaged, or holds anything else.
     """
+    content = read_checkpoint(path)
+    return state_of(content, path), said_of_training(path, content)
+
+
+def read_checkpoint(path: str) -> Any:
+    """Read all that a file of weights holds, without unpickling anything but tensors.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If it is damaged, or holds objects that `unpickling` does not know.
+    """
     if not Path(path).is_file():
         raise FileNotFoundError(f"no weights file {path}")
-    content = _read_safetensors(path) if path.endswith(".safetensors") else read_torch(path)
-    state = content
+    return _read_safetensors(path) if str(path).endswith(".safetensors") else load_plain(path)
+
+
+def state_of(checkpoint: Any, path: str) -> dict[str, Tensor]:
+    """Return the state dict of a checkpoint that was read from a path.
+
+    Raises:
+        ValueError: If it has none.
+    """
+    state = checkpoint
     for key in ("state_dict", "model"):
         state = state.get(key, state) if isinstance(state, dict) else state
     named = state.items() if isinstance(state, dict) else ()
@@ -110,7 +130,7 @@ def read_state(path: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
             f"weights {path} are no state dict: wanted tensors by name, got "
             f"{type(state).__name__} without any; save the network's state_dict()"
         )
-    return tensors, said_of_training(path, content)
+    return tensors
 
 
 def _read_safetensors(path: str) -> dict[str, Tensor]:
