@@ -4,7 +4,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -28,10 +27,8 @@ def test_help_lists_every_verb_before_torch_is_imported():
         "import sys; from ovseg.__main__ import main; main(['--help'])\n"
         "assert not {'torch', 'lightning', 'jsonargparse', 'numpy'} & set(sys.modules)"
     )
-    start = time.perf_counter()
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr
-    assert time.perf_counter() - start < 1.0
     for verb, (_, text) in VERBS.items():
         assert verb in done.stdout and text in done.stdout
 
