@@ -108,5 +108,5 @@ def test_errors(sample, monkeypatch):
     with pytest.raises(ValueError, match="window of 33 pixels does not fit into images of 32 x 32"):
         bound(ColorAnnotator(), radius=16).annotate(sample)
     monkeypatch.setitem(sys.modules, "kornia.filters", None)
-    with pytest.raises(ImportError, match=r"needs kornia \(.*\): pip install 'ovseg\[guided\]'"):
+    with pytest.raises(ImportError, match=r"by kornia \(.*\): pip install 'ovseg\[guided\]'"):
         GuidedAnnotator(ColorAnnotator())

@@ -65,3 +65,15 @@ def test_a_way_that_was_measured_is_not_measured_again(tiny_grounder, tmp_path, 
     TOOL["plot"](rows, tmp_path / "ways.png")
     TOOL["show"](rows, Console(width=140))
     assert "inversion, 3 steps" in capsys.readouterr().out and (tmp_path / "ways.png").is_file()
+
+
+def test_masks_can_be_filtered_along_edges(tiny_grounder, tmp_path, capsys, monkeypatch):
+    asked = []
+    measure = TOOL["measure"].__globals__
+    monkeypatch.setitem(measure, "follow_edges", lambda m, i, r: asked.append((i.shape, r)) or m)
+    ways = [TOOL["Way"](str(tiny_grounder), 0, 1, radius) for radius in (0, 3)]
+    plain, guided = TOOL["compare"](ways, 1, tmp_path / "ways.json")
+    assert {(shape[-1], radius) for shape, radius in asked} == {(64, 3)} and len(asked) == 4
+    assert plain["columns"] == guided["columns"]  # this filter does nothing
+    TOOL["show"]([guided], Console(width=140))
+    assert "guided 3" in capsys.readouterr().out

@@ -1,6 +1,7 @@
 """Grounding of pictures that no generator made: drawn scenes, whose masks are exact.
 
     python tools/measure_grounder.py --samples 1 4 --inversion-steps 10 50
+    python tools/measure_grounder.py --guided 1 2 4 6
 
 The scenes go through the autoencoder, are noised (or inverted) to the tapped step, and the grounder
 is asked for the names that they show, seen or unseen: no annotator has a say. One and two objects,
@@ -24,6 +25,7 @@ from torch.nn.functional import interpolate
 from tqdm import tqdm
 
 from ovseg import GroundedDiffusion
+from ovseg.annotators.guided import follow_edges
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.prompts import fill
 from ovseg.grounders.folder import folder_digest, read_config
@@ -54,9 +56,17 @@ def ground(
 
 
 def measure(
-    model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int, samples: int = 1
+    model: GroundedDiffusion, vocabulary: Vocabulary, scenes: int, samples: int = 1, guided: int = 0
 ) -> dict[str, dict]:
-    """Score columns of scenes whose names are all seen, or all unseen."""
+    """Score columns of scenes whose names are all seen, or all unseen.
+
+    Args:
+        model: What is measured.
+        vocabulary: Its classes.
+        scenes: Of each column.
+        samples: Draws of the noise.
+        guided: Radius of the guided filter of the masks, 0 for none.
+    """
     result = {}
     for objects, word in ((1, "one"), (2, "two")):
         stream = DrawnScenes(40 * scenes, SEED + objects, objects=(objects,))
@@ -78,6 +88,8 @@ def measure(
                     for row in rows
                 ]
                 masks, entities = ground(model, batch.images[rows], requests, samples)
+                if guided:
+                    masks = follow_edges(masks, batch.images[rows], guided)
                 targets, pixels = entity_targets(batch.labels[rows], entities.class_ids)
                 metric.update(masks, targets, pixels, entities.class_ids, entities.valid)
                 used += len(rows)
@@ -94,13 +106,15 @@ class Way(NamedTuple):
     grounder: str
     inversion_steps: int
     samples: int
+    guided: int = 0
 
     @property
     def words(self) -> str:
         """For people."""
         if self.inversion_steps:
             return f"inversion, {self.inversion_steps} steps"
-        return f"noise, {self.samples} draw{'s' * (self.samples > 1)}"
+        guided = f", guided {self.guided}" if self.guided else ""
+        return f"noise, {self.samples} draw{'s' * (self.samples > 1)}{guided}"
 
 
 def compare(ways: Sequence[Way], scenes: int, out: Path) -> list[dict]:
@@ -114,7 +128,7 @@ def compare(ways: Sequence[Way], scenes: int, out: Path) -> list[dict]:
         model = GroundedDiffusion.from_pretrained(way.grounder)
         model.backbone.inversion_steps = way.inversion_steps
         vocabulary, start = Vocabulary.load("clipart", split), time.perf_counter()
-        columns = measure(model, vocabulary, scenes, way.samples)
+        columns = measure(model, vocabulary, scenes, way.samples, way.guided)
         images = sum(column["images"] for column in columns.values())
         spent = (time.perf_counter() - start) / max(1, images)
         (timestep,) = model.backbone.timesteps.tolist()[:1]
@@ -129,11 +143,15 @@ def show(rows: list[dict], console: Console) -> None:
     table = Table("grounder", "timestep", "way", *COLUMNS, "s / image", title="mIoU, drawn scenes")
     for row in rows:
         scores = [f"{row['columns'][column]['miou']:.1f}" for column in COLUMNS]
-        way = Way(row["grounder"], row["inversion_steps"], row["samples"])
+        way = _way(row)
         place = f"{row['timestep']:g}"
         seconds = f"{row['seconds_per_image']:.3f}"
         table.add_row(way.grounder, place, way.words, *scores, seconds)
     console.print(table)
+
+
+def _way(row: dict) -> Way:
+    return Way(row["grounder"], row["inversion_steps"], row["samples"], row.get("guided", 0))
 
 
 def plot(rows: list[dict], path: Path) -> None:
@@ -149,7 +167,7 @@ def plot(rows: list[dict], path: Path) -> None:
         axes.barh(places, values, height=0.18, color=color, label=column.replace("_", ", "))
         for place, value in zip(places, values, strict=True):
             axes.annotate(f" {value:.1f}", (value, place), va="center", fontsize=7)
-    ways = [Way(r["grounder"], r["inversion_steps"], r["samples"]).words for r in rows]
+    ways = [_way(row).words for row in rows]
     names = [f"t = {r['timestep']:g}, {w}" for r, w in zip(rows, ways, strict=True)]
     axes.set_yticks(range(len(rows)), names)
     axes.invert_yaxis()
@@ -165,11 +183,13 @@ def main() -> None:
     add("--scenes", type=int, default=125, help="scenes of each of four columns")
     add("--samples", type=int, nargs="+", default=[1], help="draws of the noise, averaged")
     add("--inversion-steps", type=int, nargs="*", default=[], help="invert, in so many steps")
+    add("--guided", type=int, nargs="*", default=[], help="filter masks along edges, radius")
     add("--out", type=Path, default=Path("runs/measure_grounder.json"))
     args = parser.parse_args()
     noise = [(0, samples) for samples in args.samples]
     inversion = [(steps, 1) for steps in args.inversion_steps]
-    ways = [Way(g, *rest) for g in args.grounder for rest in noise + inversion]
+    guided = [(0, 1, radius) for radius in args.guided]
+    ways = [Way(g, *rest) for g in args.grounder for rest in noise + inversion + guided]
     rows = compare(ways, args.scenes, args.out)
     plot(rows, args.out.with_suffix(".png"))
     show(rows, Console(width=120))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
+from torch import Tensor
 
 from ovseg.annotators.base import Annotator, AroundAnnotator
 from ovseg.structures import Annotation, DiffusionSample
@@ -33,14 +35,8 @@ class GuidedAnnotator(AroundAnnotator):
         super().__init__(annotator)
         if radius < 1 or eps <= 0:
             raise ValueError(f"radius must be >= 1 and eps > 0, got {radius} and {eps}")
-        try:
-            from kornia.filters import guided_blur
-        except ImportError as error:
-            raise ImportError(
-                f"GuidedAnnotator needs kornia ({error}): pip install 'ovseg[guided]'"
-            ) from None
+        _guided_blur()  # that it is missing is told now
         self.radius, self.eps = radius, eps
-        self._filter = guided_blur
 
     @torch.no_grad()
     def annotate(self, sample: DiffusionSample) -> Annotation:
@@ -50,18 +46,8 @@ class GuidedAnnotator(AroundAnnotator):
             ValueError: If a window is larger than the image.
         """
         annotation = self.annotator.annotate(sample)
-        masks, window = annotation.masks, 2 * self.radius + 1
-        if min(masks.shape[-2:]) < window:
-            size = " x ".join(map(str, masks.shape[-2:]))
-            raise ValueError(
-                f"a window of {window} pixels does not fit into images of {size}: take a smaller "
-                f"radius than {self.radius}"
-            )
-        if masks.shape[1] == 0:
-            return annotation
-        colours = sample.images.to(masks.device).float() / 255
-        filtered = self._filter(colours, masks.float(), window, self.eps, separable=True)
-        return replace(annotation, masks=filtered.clamp(0, 1).to(masks.dtype), instances=None)
+        masks = follow_edges(annotation.masks, sample.images, self.radius, self.eps)
+        return replace(annotation, masks=masks, instances=None)
 
     def describe(self) -> dict:
         """Return JSON-ready facts: the annotator's, and what was done to its masks."""
@@ -72,3 +58,39 @@ class GuidedAnnotator(AroundAnnotator):
             "digest": f"{facts['digest']}+guided {self.radius} {self.eps}",
             "guided": {"radius": self.radius, "eps": self.eps},
         }
+
+
+def follow_edges(masks: Tensor, images: Tensor, radius: int = 4, eps: float = 1e-3) -> Tensor:
+    """Filter masks ``(B, K, H, W)`` in [0, 1], guided by images ``(B, 3, H, W)`` uint8 RGB.
+
+    Args:
+        masks: Soft masks.
+        images: The guide.
+        radius: See `GuidedAnnotator`.
+        eps: See `GuidedAnnotator`.
+
+    Raises:
+        ValueError: If a window is larger than the image.
+    """
+    window = 2 * radius + 1
+    if min(masks.shape[-2:]) < window:
+        size = " x ".join(map(str, masks.shape[-2:]))
+        raise ValueError(
+            f"a window of {window} pixels does not fit into images of {size}: take a smaller "
+            f"radius than {radius}"
+        )
+    if masks.shape[1] == 0:
+        return masks
+    colours = images.to(masks.device).float() / 255
+    filtered = _guided_blur()(colours, masks.float(), window, eps, separable=True)
+    return filtered.clamp(0, 1).to(masks.dtype)
+
+
+def _guided_blur() -> Callable[..., Tensor]:
+    try:
+        from kornia.filters import guided_blur
+    except ImportError as error:
+        raise ImportError(
+            f"masks follow the edges of an image by kornia ({error}): pip install 'ovseg[guided]'"
+        ) from None
+    return guided_blur
