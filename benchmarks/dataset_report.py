@@ -24,7 +24,7 @@ from tqdm import tqdm
 from webdataset import TarWriter
 
 from ovseg.data.manifest import DATASET, write_json
-from ovseg.data.shard_file import shard_name
+from ovseg.data.shard_file import sha256_of, shard_name
 from ovseg.data.shard_format import StoredSample, encode_record, encode_sample
 from ovseg.vocabulary import Vocabulary
 
@@ -65,7 +65,8 @@ def write(folder: Path, count: int, size: int, shard_size: int) -> None:
                 request = record.request._replace(index=index)
                 record = record._replace(request=request, facts=facts)
                 tar.write({**encoded[index % len(samples)], **encode_record(record)})
-        shards[path.name] = {"samples": len(numbers), "bytes": path.stat().st_size}
+        facts = {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+        shards[path.name] = {"samples": len(numbers), **facts}
     words = {"name": vocabulary.name, "digest": vocabulary.digest, "split": vocabulary.split}
     keys = ["background", *(c.key for c in vocabulary.classes)]
     manifest = {
@@ -73,6 +74,8 @@ def write(folder: Path, count: int, size: int, shard_size: int) -> None:
         "vocabulary": {**words, "num_classes": vocabulary.num_classes, "keys": keys},
         "backbone": {"model": "drawn scenes"},
         "annotator": {"source": "none"},
+        "config_digest": "none",
+        "counts": {"samples": count, "classes": {}, "pairs": {}},
         "shards": shards,
     }
     write_json(folder / DATASET, manifest)

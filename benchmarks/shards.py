@@ -86,6 +86,9 @@ def write(samples: list[StoredSample], folder: Path, shard_size: int, words: Voc
     facts = {"name": words.name, "digest": words.digest, "split": words.split}
     keys = ["background", *(c.key for c in words.classes)]
     config = {
+        "format": 2,
+        "backbone": None,
+        "annotator": {},
         "vocabulary": {**facts, "num_classes": words.num_classes, "keys": keys},
         "latents_digest": None,
     }

@@ -104,6 +104,9 @@ def fill(folder: Path, sample: StoredSample, count: int) -> dict:
     facts = {"name": words.name, "digest": words.digest, "split": words.split}
     keys = ["background", *(c.key for c in words.classes)]
     config = {
+        "format": 2,
+        "backbone": None,
+        "annotator": {},
         "vocabulary": {**facts, "num_classes": words.num_classes, "keys": keys},
         "size": count + 1,
         "shard_size": 1,
