@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import io
 import os
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from ovseg.data.manifest import (
 from ovseg.data.shard_file import REJECTED, index_shard, shard_name
 from ovseg.data.shard_format import Record, decode_record
 from ovseg.data.yields import Yield
+from ovseg.errors import VerbParser
 from ovseg.report.dataset import Tally
 from ovseg.report.dataset_page import Card, Report, layer, render, thumbnail
 from ovseg.report.duplicates import difference_hash, near_duplicates
@@ -144,7 +144,7 @@ def main(argv: Sequence[str]) -> int:
         ValueError: If an argument is wrong, or the dataset is damaged.
         OSError: If the page cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="ovseg report", description=__doc__)
+    parser = VerbParser(prog="ovseg report", description=__doc__)
     parser.add_argument(
         "folder", type=local_path, help="a dataset, or what a quickstart has written"
     )

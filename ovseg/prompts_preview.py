@@ -17,6 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ovseg.data.prompts import Prompts
+from ovseg.errors import VerbParser
 from ovseg.structures import Entity, Request
 from ovseg.vocabulary import Vocabulary
 
@@ -168,7 +169,7 @@ def _said(entity: Entity, vocabulary: Vocabulary) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="ovseg prompts",
         description="Print the first prompts of a predict stream. Neither its backbone nor its "
         "annotator is built.",
