@@ -13,7 +13,7 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ovseg.data.prompts import Prompts
@@ -152,7 +152,8 @@ def _facts(request: Request, vocabulary: Vocabulary) -> dict:
 
 
 def _print(requests: Sequence[Request], vocabulary: Vocabulary) -> None:
-    table = Table("index", "seed", "prompt", "classes")
+    columns = (Column(name, overflow="fold") for name in ("index", "seed", "prompt", "classes"))
+    table = Table(*columns)
     for request in requests:
         said = ", ".join(_said(entity, vocabulary) for entity in request.entities)
         table.add_row(str(request.index), str(request.seed), marked(request), Text(said))

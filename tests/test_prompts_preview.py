@@ -85,6 +85,18 @@ def test_the_table_marks_entities(stage, capsys, monkeypatch):
     assert f"6 prompts, {sum(len(r.entities) for r in requests)} entities: " in printed
 
 
+def test_a_long_word_of_the_table_is_folded(tmp_path, capsys, monkeypatch):
+    word = "".join(f"<{number}>" for number in range(60))
+    given = {"objects": {1: 1}, "classes": ["bus"], "templates": [f"{{objects}} {word}"]}
+    prompts = {"class_path": "ovseg.data.prompts.TemplatePrompts", "init_args": given}
+    path = write(tmp_path / "stage.yaml", config(prompts))
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["prompts", "--config", path, "-n", "1"]) == 0
+    printed = capsys.readouterr().out
+    cells = [line.split("│")[3].strip() for line in printed.splitlines() if line[:1] == "│"]
+    assert word in "".join(cells) and "…" not in printed
+
+
 def test_shipped_configs_and_their_streams(capsys):
     path = str(CONFIGS / "clipart" / "1_annotated.yaml")
     assert main(["prompts", "-c", path, "--stream", "two_mixed", "-n", "3", "--json"]) == 0
