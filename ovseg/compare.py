@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.errors import VerbParser
 from ovseg.report.numbers import percent
 from ovseg.results import IMAGES, RESULTS
 from ovseg.steps import write_text
@@ -246,7 +247,7 @@ def _print(result: dict, args: argparse.Namespace) -> None:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="ovseg compare",
         description="Scores of two tests on the same images, their difference, and the interval "
         "that a paired bootstrap over images gives it.",

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import io
+import os
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,10 +27,11 @@ from ovseg.data.manifest import (
 from ovseg.data.shard_file import REJECTED, index_shard, shard_name
 from ovseg.data.shard_format import Record, decode_record
 from ovseg.data.yields import Yield
+from ovseg.errors import VerbParser
 from ovseg.report.dataset import Tally
 from ovseg.report.dataset_page import Card, Report, layer, render, thumbnail
 from ovseg.report.duplicates import difference_hash, near_duplicates
-from ovseg.steps import write_text
+from ovseg.steps import partial_of, write_text
 from ovseg.structures import Entity
 
 TWINS = 12
@@ -140,8 +142,9 @@ def main(argv: Sequence[str]) -> int:
     Raises:
         FileNotFoundError: If the folder is neither, or holds nothing finished.
         ValueError: If an argument is wrong, or the dataset is damaged.
+        OSError: If the page cannot be written.
     """
-    parser = argparse.ArgumentParser(prog="ovseg report", description=__doc__)
+    parser = VerbParser(prog="ovseg report", description=__doc__)
     parser.add_argument(
         "folder", type=local_path, help="a dataset, or what a quickstart has written"
     )
@@ -165,9 +168,47 @@ def main(argv: Sequence[str]) -> int:
         if getattr(args, name) < 0:
             raise ValueError(f"--{name} must be >= 0, got {getattr(args, name)}")
     out = args.out or args.folder / "report.html"
-    write_text(out, render(report_of(args.folder, args.samples, args.seed, args.hashes)))
+    if args.folder.is_dir():
+        check_page(out)
+    page = render(report_of(args.folder, args.samples, args.seed, args.hashes))
+    with _writing(out):
+        write_text(out, page)
     print(out)
     return 0
+
+
+def check_page(out: Path) -> None:
+    """Refuse a place where no page can be written; reading the dataset takes long.
+
+    A folder is made for it beside others, but neither a chain of folders nor one at the root of the
+    disk: they would come of a misspelt path.
+
+    Raises:
+        OSError: If it is such a place.
+    """
+    folder = out.absolute().parent
+    with _writing(out):
+        if out.exists() and not out.is_file():
+            raise IsADirectoryError("what is there is no file")
+        if not folder.exists() and folder.parent != Path(folder.anchor):
+            folder = folder.parent
+        if not folder.is_dir():
+            raise NotADirectoryError(f"there is no folder {folder}")
+        if not os.access(folder, os.W_OK | os.X_OK):
+            raise PermissionError(f"you may not write in {folder}")
+        with suppress(FileNotFoundError):
+            os.lstat(folder / partial_of(out).name)  # fails for a name that is too long
+
+
+@contextmanager
+def _writing(out: Path) -> Iterator[None]:
+    """Put what the system says of a page that cannot be written on one line."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"cannot write {out} ({error.strerror or error}): give another --out"
+        ) from None
 
 
 def report_of(folder: Path, samples: int, seed: int, hashes: int) -> Report:

@@ -6,17 +6,31 @@ cause that is wrapped innermost is what the user must see.
 
 from __future__ import annotations
 
+import argparse
 import pickle
 import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import NoReturn
 
 WRAPPERS = re.compile(
     r"^\W*(Parser key \"|Does not validate against|Problem with given class_path|"
     r"Expected a path but|Type \S.* expects a function or a callable)"
 )
 KEY = re.compile(r"^Parser key \"([^\"]+)\"")
+
+
+class VerbParser(argparse.ArgumentParser):
+    """The parser of a verb; what is wrong with the arguments is raised, not printed with usage."""
+
+    def error(self, message: str) -> NoReturn:
+        """Refuse the arguments.
+
+        Raises:
+            ValueError: Always.
+        """
+        raise ValueError(message)
 
 
 def one_line(error: BaseException) -> str | None:

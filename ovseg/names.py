@@ -28,6 +28,7 @@ from ovseg.backbones.text import (
 )
 from ovseg.device import find_device
 from ovseg.embedded import EMBEDDED
+from ovseg.errors import VerbParser
 from ovseg.grounders.folder import read_config
 from ovseg.grounders.partner import build_backbone
 from ovseg.names_drawn import Seen, look
@@ -194,7 +195,7 @@ def from_yaml(kind: type[Part], path: str) -> Part:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="ovseg names",
         description="The words of a vocabulary: their tokens and, with a grounder, whether they "
         "are drawn and found.",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,10 +13,11 @@ from typing import Any
 import yaml
 from jsonargparse import ArgumentParser
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from ovseg.data.prompts import Prompts
+from ovseg.errors import VerbParser
 from ovseg.structures import Entity, Request
 from ovseg.vocabulary import Vocabulary
 
@@ -28,8 +30,9 @@ def main(argv: Sequence[str]) -> None:
         ValueError: If an argument is wrong, or the config has no such prompts.
     """
     args = _parse(argv)
-    data = _data(args.config)
-    stream = _stream(data, args.stream, args.config)
+    files = ", ".join(map(str, args.config))
+    data = _data(args.config, files)
+    stream = _stream(data, args.stream, files)
     vocabulary = Vocabulary.load(data["vocabulary"], str(data.get("split", "1")))
     prompts = _build(stream["prompts"])
     seed = stream.get("seed", 0) if args.seed is None else args.seed
@@ -51,33 +54,74 @@ def marked(request: Request) -> Text:
     return text
 
 
-def _data(path: Path) -> Mapping[str, Any]:
-    """Return the arguments of a config's data module."""
-    if not path.is_file():
-        raise FileNotFoundError(f"no file {path}: give the config of an `ovseg predict`")
-    try:
-        config = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise ValueError(f"{path} is no YAML: {error}") from None
-    found = _at(config, "data", "init_args")
+def _data(paths: Sequence[Path], files: str) -> Mapping[str, Any]:
+    """Return the arguments of the data module of layered configs."""
+    found: Mapping[str, Any] = {}
+    for path in paths:
+        found = _layered(found, _at(_read(path), "data", "init_args"))
     if not {"vocabulary", "predict"} <= found.keys():
         raise ValueError(
-            f"{path} has no data.init_args.vocabulary and predict: give the config of an "
+            f"{files} has no data.init_args.vocabulary and predict: give the config of an "
             "`ovseg predict`"
         )
     return found
 
 
-def _stream(data: Mapping[str, Any], name: str | None, path: Path) -> Mapping[str, Any]:
+def _read(path: Path) -> Any:
+    if not path.is_file():
+        raise FileNotFoundError(f"no file {path}: give the config of an `ovseg predict`")
+    try:
+        return yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{path} is no YAML: {error}") from None
+
+
+def _layered(lower: Mapping[str, Any], upper: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Lay a config over another as `predict` does: streams that it does not name are left out."""
+    data = {**lower, **upper}
+    if "predict" in lower and "predict" in upper:
+        before = _at(lower, "predict")
+        streams = _at(upper, "predict").items()
+        data["predict"] = {name: _part(before.get(name), stream) for name, stream in streams}
+    return data
+
+
+def _part(lower: Any, upper: Any) -> Any:
+    """Lay a stream or its prompts over another: what the class takes stays, if not given anew."""
+    lower, upper = ({"class_path": x} if isinstance(x, str) else x for x in (lower, upper))
+    if not isinstance(lower, Mapping) or not isinstance(upper, Mapping):
+        return upper
+    path = upper.get("class_path", lower.get("class_path"))
+    kept, given = _at(lower, "init_args"), _at(upper, "init_args")
+    if kept and path != lower.get("class_path"):
+        kept = {key: kept[key] for key in kept.keys() & _taken(path)}
+    if "prompts" in kept and "prompts" in given:
+        given = {**given, "prompts": _part(kept["prompts"], given["prompts"])}
+    return {"class_path": path, "init_args": {**kept, **given}}
+
+
+def _taken(class_path: str) -> set[str]:
+    """Return the names of a class's arguments."""
+    module, _, name = str(class_path).rpartition(".")
+    try:
+        kind = getattr(importlib.import_module(module), name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(
+            f"no class {class_path!r} ({error}): a config that changes a class gives its whole path"
+        ) from None
+    return {key.removeprefix("_.") for key in ArgumentParser().add_class_arguments(kind, "_")}
+
+
+def _stream(data: Mapping[str, Any], name: str | None, files: str) -> Mapping[str, Any]:
     """Return the arguments of a stream that has prompts."""
     streams = {key: _at(data, "predict", key, "init_args") for key in _at(data, "predict")}
     streams = {key: found for key, found in streams.items() if "prompts" in found}
     if not streams:
-        raise ValueError(f"{path} has no stream with prompts under data.init_args.predict")
+        raise ValueError(f"{files} has no stream with prompts under data.init_args.predict")
     if name is None and len(streams) > 1:
-        raise ValueError(f"{path} has several streams: give --stream {' or '.join(streams)}")
+        raise ValueError(f"{files} has several streams: give --stream {' or '.join(streams)}")
     if name is not None and name not in streams:
-        raise ValueError(f"{path} has no stream {name!r} with prompts: {', '.join(streams)}")
+        raise ValueError(f"{files} has no stream {name!r} with prompts: {', '.join(streams)}")
     return streams[next(iter(streams)) if name is None else name]
 
 
@@ -108,7 +152,8 @@ def _facts(request: Request, vocabulary: Vocabulary) -> dict:
 
 
 def _print(requests: Sequence[Request], vocabulary: Vocabulary) -> None:
-    table = Table("index", "seed", "prompt", "classes")
+    columns = (Column(name, overflow="fold") for name in ("index", "seed", "prompt", "classes"))
+    table = Table(*columns)
     for request in requests:
         said = ", ".join(_said(entity, vocabulary) for entity in request.entities)
         table.add_row(str(request.index), str(request.seed), marked(request), Text(said))
@@ -125,12 +170,19 @@ def _said(entity: Entity, vocabulary: Vocabulary) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="ovseg prompts",
         description="Print the first prompts of a predict stream. Neither its backbone nor its "
         "annotator is built.",
     )
-    parser.add_argument("--config", "-c", type=Path, required=True, help="a YAML for `predict`")
+    parser.add_argument(
+        "--config",
+        "-c",
+        type=Path,
+        action="append",
+        required=True,
+        help="a YAML for `predict`; given several times, later ones change earlier ones",
+    )
     parser.add_argument("--stream", help="which of its streams, if it has several")
     parser.add_argument("-n", type=int, default=20, help="number of prompts (20)")
     parser.add_argument("--seed", type=int, help="another seed than the stream's")

@@ -18,6 +18,7 @@ from typing import Any
 
 import yaml
 
+from ovseg.errors import VerbParser
 from ovseg.steps import Step, StepFailed, run_steps, write_text
 from ovseg.vocabulary import Vocabulary
 
@@ -134,7 +135,7 @@ def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = 
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="ovseg quickstart", description=__doc__.split("\n")[0])
+    parser = VerbParser(prog="ovseg quickstart", description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, required=True, help="folder of all results")
     parser.add_argument("--seed", type=int, default=0, help="another one: other samples (0)")
     parser.add_argument("--split", default="1", help="split of the vocabulary: 1, 2 or 3 (1)")

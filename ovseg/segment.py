@@ -15,6 +15,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from ovseg.device import find_device
+from ovseg.errors import VerbParser
 from ovseg.grounders.folder import find_grounder, folder_digest
 from ovseg.photos import find_photos, load_photo
 from ovseg.pipeline import GroundedDiffusion
@@ -144,9 +145,7 @@ def draw(photo: Image.Image, labels: np.ndarray, found: dict[str, dict]) -> Imag
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        prog="ovseg segment", description="Masks of named things in photographs."
-    )
+    parser = VerbParser(prog="ovseg segment", description="Masks of named things in photographs.")
     parser.add_argument("photos", nargs="+", type=Path, help="photos, or folders of photos")
     parser.add_argument("--names", required=True, help='what to find: "cat, sofa, potted plant"')
     parser.add_argument("--out", type=Path, required=True, help="folder of the results")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 from collections.abc import Sequence
 from contextlib import suppress
@@ -18,6 +17,7 @@ from ovseg.data.manifest import DATASET, REQUEST, done_shards, plan_shards, read
 from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_writing import is_locked
 from ovseg.data.yields import Plan, Yield
+from ovseg.errors import VerbParser
 from ovseg.report.terminal import show_yield
 
 
@@ -53,7 +53,7 @@ def main(argv: Sequence[str]) -> int:
         FileNotFoundError: If there is no dataset.
         ValueError: If a finished shard is damaged.
     """
-    parser = argparse.ArgumentParser(prog="ovseg status", description=__doc__)
+    parser = VerbParser(prog="ovseg status", description=__doc__)
     parser.add_argument(
         "dataset", type=local_path, help="folder that `predict` or `refilter` writes"
     )

@@ -126,9 +126,18 @@ def last_checkpoint(folder: Path) -> Path | None:
 def write_text(path: Path, text: str) -> None:
     """Write a small file so that it is there as a whole or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+    partial = partial_of(path)
+    try:
+        partial.write_text(text, encoding="utf-8")
+        os.replace(partial, path)
+    finally:
+        with suppress(OSError):  # a name that cannot be is not there either
+            partial.unlink()
+
+
+def partial_of(path: Path) -> Path:
+    """Return where a small file is written before it gets its name."""
+    return path.with_name(f".{path.name}.tmp")
 
 
 def _run(

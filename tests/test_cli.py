@@ -95,6 +95,50 @@ def stage(tmp_path, monkeypatch) -> str:
     return "stage.yaml"
 
 
+REQUIRED = "the following arguments are required: "
+LACKING = {
+    "status": REQUIRED + "dataset",
+    "segment": REQUIRED + "photos, --names, --out",
+    "prompts": REQUIRED + "--config/-c",
+    "names": REQUIRED + "--vocabulary, --backbone",
+    "export": REQUIRED + "dataset, --format, --out",
+    "compare": REQUIRED + "RESULTS_A, RESULTS_B",
+    "quickstart": REQUIRED + "--out",
+    "report": REQUIRED + "folder",
+    "check": REQUIRED + "backbone",
+    "refilter": REQUIRED + "dataset, out",
+}
+
+
+@pytest.mark.parametrize("verb", LACKING)
+def test_wrong_arguments_of_every_verb_are_one_line(verb, capsys):
+    assert main([verb]) == 2
+    assert capsys.readouterr() == ("", f"ovseg {verb}: {LACKING[verb]}\n")
+    with pytest.raises(SystemExit) as left:
+        main([verb, "--help"])
+    assert left.value.code == 0 and f"ovseg {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["export", "set", "--format", "xyz", "--out", "out"],
+            "ovseg export: argument --format: invalid choice: 'xyz' (choose from ",
+        ),
+        (
+            ["report", "set", "--samples", "a\nb"],
+            "ovseg report: argument --samples: invalid int value: ",
+        ),
+        (["status", "set", "--all"], "ovseg status: unrecognized arguments: --all"),
+    ],
+)
+def test_a_wrong_choice_value_or_option_is_one_line(arguments, line, capsys):
+    assert main(arguments) == 2
+    printed = capsys.readouterr()
+    assert printed.err.startswith(line) and printed.err.count("\n") == 1 and not printed.out
+
+
 DATA, MODEL = "--data.init_args.", "--model.init_args."
 
 

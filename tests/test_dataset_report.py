@@ -1,5 +1,6 @@
 """`ovseg report` of datasets in every state, against plain loops over their tars."""
 
+import errno
 import io
 import json
 import tarfile
@@ -122,6 +123,41 @@ def test_page_is_written_whole(dataset, tmp_path, capsys):
     page = (dataset / "report.html").read_text()
     assert "5 of" not in page and "5 were drawn" in page
     (dataset / "report.html").unlink()
+
+
+def test_a_page_that_cannot_be_written_is_refused_before_anything_is_read(
+    dataset, tmp_path, monkeypatch, capsys
+):
+    def line(out):
+        assert main(["report", str(dataset), "--out", str(out)]) == 2
+        error = capsys.readouterr().err
+        assert error.startswith(f"ovseg report: cannot write {out} (") and error.count("\n") == 1
+        assert error.endswith("): give another --out\n")
+        return error
+
+    monkeypatch.setattr("ovseg.dataset_report.report_of", None)
+    (tmp_path / "file").touch()
+    assert "what is there is no file" in line(tmp_path)
+    assert "what is there is no file" in line("/dev/null")
+    assert "File name too long" in line(tmp_path / ("x" * 300))
+    assert "File name too long" in line(tmp_path / "new" / ("x" * 252))  # its temporary's
+    assert f"there is no folder {tmp_path / 'a'}" in line(tmp_path / "a" / "b" / "page.html")
+    assert f"there is no folder {tmp_path / 'file'}" in line(tmp_path / "file" / "page.html")
+    assert "there is no folder /not-there" in line("/not-there/page.html")
+    monkeypatch.setattr("os.access", lambda path, mode: False)
+    assert f"you may not write in {tmp_path}" in line(tmp_path / "page.html")
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
+def test_a_full_disk_leaves_nothing_of_a_page(dataset, tmp_path, monkeypatch, capsys):
+    def full(one, other):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.replace", full)
+    assert main(["report", str(dataset), "--out", str(tmp_path / "page.html")]) == 2
+    error = capsys.readouterr().err.splitlines()[-1]
+    assert "(No space left on device): give another --out" in error
+    assert list(tmp_path.iterdir()) == []
 
 
 class Texts(HTMLParser):

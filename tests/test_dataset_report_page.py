@@ -35,10 +35,11 @@ SAMPLES = [  # class, score or None if it was not found, verdict
     [("cat & dog", 0.3, "score 0.3 < 0.5, area 0.001 < 0.01")],
     [(HOSTILE, 0.7, "")],
 ]
+NOT_DRAWN = [[("zebra", 0.6, "")], [("yak", 0.2, "score 0.2 < 0.5")]]
 
 
 def make_card(number, entities):
-    ids = {"house": 1, "cat & dog": 2, HOSTILE: 0}
+    ids = {"house": 1, "cat & dog": 2, "zebra": 3, "yak": 4, HOSTILE: 0}
     return Card(
         title=f"shard-000000.tar {number:08d}",
         prompt=f"a photo of {HOSTILE} & 'more'",
@@ -54,16 +55,16 @@ def make_card(number, entities):
 def make_report():
     cards = [make_card(number, entities) for number, entities in enumerate(SAMPLES)]
     kept, rejected = Tally(), Tally()
-    for card in cards:
+    for card in (*cards, *(make_card(9, entities) for entities in NOT_DRAWN)):
         (kept if card.kept else rejected).add(card.keys, card.class_ids, card.facts)
     return Report(
         title=f"set {HOSTILE}",
         about={"model": HOSTILE},
         numbers={
-            "kept": 3,
-            "rejected": 2,
+            "kept": 4,
+            "rejected": 3,
             "classes": {"house": {"asked": 3, "kept": 1}, HOSTILE: {"asked": 1, "kept": 1}},
-            "reasons": {"score < 0.5": 2, "area < 0.01": 1},
+            "reasons": {"score < 0.5": 3, "area < 0.01": 1},
         },
         kept=kept,
         rejected=rejected,
@@ -123,6 +124,9 @@ FILTERS = {
     "#verdict=area+%3C+0.01": [3],
     "#most=0.35": [3],
     "#class=cat+%26+dog&verdict=kept&least=0.99": [],
+    "#class=zebra": [],
+    "#class=nobody+knows&verdict=kept": [],
+    "#verdict=lost": [],
     "#": [0, 1, 2, 3, 4],
 }
 
@@ -140,6 +144,28 @@ def test_a_fragment_sets_the_filters(browse):
     expected = [[shown, f"{len(shown)} of 5 shown"] for shown in FILTERS.values()]
     assert browse("", script) == expected
     assert browse("#class=house&verdict=kept", f"return {SHOWN};") == [0, 2]  # from the start
+
+
+def test_what_was_not_drawn_is_said_in_words(browse):
+    script = f"""
+    const field = document.getElementById("filters").elements["class"], steps = [];
+    const offered = [...field.options].map((option) => option.value);
+    const look = () => steps.push([{SHOWN}.length, document.getElementById("absent").textContent]);
+    document.querySelector("#classes a[href='#class=zebra']").click(); {WAIT} look();
+    for (const fragment of ["#class=house", "#class=%3Cb%3E&verdict=lost", "#"]) {{
+      location.hash = fragment; {WAIT} look();
+    }}
+    return [offered, steps];
+    """
+    offered, steps = browse("", script)
+    assert offered == ["", *sorted(["house", "cat & dog", "zebra", "yak", HOSTILE])]
+    assert steps == [
+        [0, "No sample of the class “zebra” was drawn."],
+        [3, ""],
+        [0, "No sample of the class “<b>” was drawn. No sample of the verdict “lost” was drawn."],
+        [5, ""],
+    ]
+    assert browse("#class=zebra", f"return {SHOWN};") == []  # from the start
 
 
 def test_choosing_clicking_and_resetting(browse):

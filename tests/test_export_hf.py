@@ -13,6 +13,9 @@ from PIL import Image
 pytest.importorskip("pyarrow", reason="the export extra is not installed")
 import pyarrow.parquet as pq  # noqa: E402
 
+from ovseg.export.hf import card  # noqa: E402
+from ovseg.vocabulary import Vocabulary  # noqa: E402
+
 SPLITS = {"train": "train", "val": "validation"}
 
 
@@ -86,8 +89,30 @@ def test_the_card_says_what_was_made_by_what_but_not_where(tmp_path):
     assert "12 images with masks" in text and "/home" not in text
     assert "text-to-image model: `toy`, revision not recorded, licence mit" in text
     assert "masks these are: `detector`" in text
-    for number, name in enumerate(ODD, start=1):
-        assert f"- {number} `{name}`: {name}" in text
+    shown = ["potted plant", "déjà: vu", r'a "b" \#c', r"\{d\} \| \<e\>", "- 'f'"]
+    for number, (name, words) in enumerate(zip(ODD, shown, strict=True), start=1):
+        assert f"- {number} `{name}`: {words}\n" in text
+
+
+def test_the_card_has_a_licence_and_shows_names_as_they_are(tmp_path):
+    folder = tmp_path / "<odd>"
+    folder.mkdir()
+    path = vocabulary_of(folder, ["a `b`\n<script>", "_x_"])
+    path.write_text(path.read_text(encoding="utf-8").replace("name: odd", "name: <b>odd</b>"))
+    manifest = {
+        "counts": {"samples": 3},
+        "config_digest": "0123",
+        "backbone": {"model": "me/a`b", "revision": "<i>", "licence": "MIT"},
+        "annotator": {"source": "mmseg:detector"},
+    }
+    text = card(Vocabulary.load(path), manifest, ["train"])
+    assert yaml.safe_load(text.split("---\n")[1])["license"] == "mit"
+    body = text.split("---\n")[2]
+    assert r"# Images and masks, \<b\>odd\</b\>" in body
+    assert r"- 1 `a 'b' <script>`: a \`b\` \<script\>" in body and r"- 2 `_x_`: \_x\_" in body
+    assert r"`me/a'b`, revision \<i\>, licence MIT" in body
+    manifest["annotator"]["images"] = {"class_path": "x"}  # a labelled dataset's
+    assert "license: unknown" in card(Vocabulary.load(path), manifest, ["train"])
 
 
 class Hub:

@@ -157,6 +157,8 @@ def test_seed_mixer_against_the_published_constant(monkeypatch):
         ({"classes": "mixed"}, "objects must be {2: 1}"),
         ({"templates": ["a photo"]}, "needs {objects} once"),
         ({"templates": []}, "needs {objects} once"),
+        ({"templates": ["{objects} in {place}"]}, "may have the places {objects}, got {place} in"),
+        ({"templates": ["{objects}", "{} {objects} {x}"]}, "{objects}, got {x}, {} in ['{obj"),
     ],
 )
 def test_bad_arguments(arguments, words):

@@ -138,6 +138,10 @@ def test_files_that_cannot_be_used(tmp_path, vocabulary):
     path.write_bytes(b"a cat \xff")
     with pytest.raises(ValueError, match="captions.txt is no text in UTF-8"):
         CaptionPrompts(str(path))
+    for name in ("empty.txt", "empty.jsonl"):
+        (tmp_path / name).write_text("\n \n")
+        with pytest.raises(ValueError, match=f"{name} holds no captions: give a file with one per"):
+            CaptionPrompts(str(tmp_path / name))
     path.write_text("a dog\nnothing\na cat and a long line\n")
     with pytest.raises(ValueError, match="max_words must be >= 1, got 0"):
         CaptionPrompts(str(path), max_words=0)

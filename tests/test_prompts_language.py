@@ -151,6 +151,8 @@ def test_the_preview_counts(folder, tmp_path, capsys):
 def test_arguments(folder, tmp_path):
     with pytest.raises(ValueError, match="needs {objects} once, got 'Write'"):
         LanguagePrompts(folder, instruction="Write")
+    with pytest.raises(ValueError, match="the instruction may have the places {objects}, got {x}"):
+        LanguagePrompts(folder, instruction="Write {x} of {objects}")
     for wrong in ({"tries": 0}, {"max_words": 0}, {"temperature": 0.0}, {"max_new_tokens": 0}):
         with pytest.raises(ValueError, match="must be >= 1 and temperature > 0, got"):
             LanguagePrompts(folder, **wrong)

@@ -85,6 +85,18 @@ def test_the_table_marks_entities(stage, capsys, monkeypatch):
     assert f"6 prompts, {sum(len(r.entities) for r in requests)} entities: " in printed
 
 
+def test_a_long_word_of_the_table_is_folded(tmp_path, capsys, monkeypatch):
+    word = "".join(f"<{number}>" for number in range(60))
+    given = {"objects": {1: 1}, "classes": ["bus"], "templates": [f"{{objects}} {word}"]}
+    prompts = {"class_path": "ovseg.data.prompts.TemplatePrompts", "init_args": given}
+    path = write(tmp_path / "stage.yaml", config(prompts))
+    monkeypatch.setenv("COLUMNS", "60")
+    assert main(["prompts", "--config", path, "-n", "1"]) == 0
+    printed = capsys.readouterr().out
+    cells = [line.split("│")[3].strip() for line in printed.splitlines() if line[:1] == "│"]
+    assert word in "".join(cells) and "…" not in printed
+
+
 def test_shipped_configs_and_their_streams(capsys):
     path = str(CONFIGS / "clipart" / "1_annotated.yaml")
     assert main(["prompts", "-c", path, "--stream", "two_mixed", "-n", "3", "--json"]) == 0
@@ -95,6 +107,58 @@ def test_shipped_configs_and_their_streams(capsys):
     assert "several streams: give --stream train or val_one_seen" in capsys.readouterr().err
     assert main(["prompts", "-c", path, "--stream", "none"]) == 2
     assert "no stream 'none' with prompts: train, " in capsys.readouterr().err
+
+
+LAYERS = {
+    "seed": {"init_args": {"seed": 9}},
+    "lists": {"init_args": {"prompts": {"init_args": {"templates": ["{objects}"]}}}},
+    "mapping": {"init_args": {"prompts": {"init_args": {"objects": {"3": 1}}}}},
+    "class": {
+        "init_args": {
+            "prompts": {
+                "class_path": "ovseg.data.prompts_rich.RichPrompts",
+                "init_args": {"synonyms": 1.0},
+            }
+        }
+    },
+    "name": {"init_args": {"prompts": "ovseg.data.prompts_rich.RichPrompts"}},
+}
+
+
+def as_predict_sees_it(tmp_path, layers, capsys) -> str:
+    """Write the one config that `predict` makes of several."""
+    with pytest.raises(SystemExit) as left:
+        main(["predict", *layers, "--print_config"])
+    assert left.value.code == 0
+    path = tmp_path / "printed.yaml"
+    path.write_text(capsys.readouterr().out)
+    return str(path)
+
+
+@pytest.mark.parametrize("names", [["seed"], ["lists"], ["mapping"], ["name"], [*LAYERS]])
+def test_layers_are_those_of_predict(names, tmp_path, capsys):
+    layers = ["-c", str(CONFIGS / "clipart" / "1_annotated.yaml")]
+    for name in names:
+        data = {"init_args": {"split": "2", "predict": {"one_unseen": LAYERS[name]}}}
+        layers += ["-c", write(tmp_path / f"{name}.yaml", {"data": data})]
+    whole = as_predict_sees_it(tmp_path, layers, capsys)
+    for arguments in (layers, ["-c", whole]):  # the layers name one of seven streams: none is asked
+        assert main(["prompts", *arguments, "--json"]) == 0
+    found = rows(capsys)
+    assert found[:20] == found[20:]
+    assert main(["prompts", *layers[:2], "--stream", "one_unseen", "--json"]) == 0
+    assert rows(capsys) != found[:20]
+
+
+def test_a_layer_that_needs_no_prompts(stage, tmp_path, capsys):
+    photographs = {"class_path": "ovseg.data.photographs.PhotographStream", "init_args": {}}
+    data = {"init_args": {"predict": {"mine": photographs}}}
+    layer = write(tmp_path / "layer.yaml", {"data": data})
+    assert main(["prompts", "-c", stage, "-c", layer]) == 2
+    assert f"{stage}, {layer} has no stream with prompts" in capsys.readouterr().err
+    data["init_args"]["predict"]["mine"] = {"class_path": "nowhere.Stream", "init_args": {}}
+    assert main(["prompts", "-c", stage, "-c", write(tmp_path / "b.yaml", {"data": data})]) == 2
+    assert "no class 'nowhere.Stream' (No module named 'nowhere')" in capsys.readouterr().err
 
 
 def test_captions(tmp_path, capsys):

@@ -93,6 +93,22 @@ def test_definitions_follow_the_name(vocabulary):
     assert none.request(0, vocabulary, 0).prompt == "a photo of a car"
 
 
+def test_definitions_of_unknown_classes_are_refused(vocabulary, tmp_path):
+    wrong = RichPrompts({1: 1}, ["car"], definitions={"car": "here", "buss": "long"})
+    with pytest.raises(ValueError, match="^definitions: unknown class 'buss' .*; nearest: bus"):
+        wrong.request(0, vocabulary, 0)
+    path = tmp_path / "words.yaml"
+    path.write_text("definitions: {cart: small}")
+    with pytest.raises(ValueError, match=f"^{re.escape(str(path))}: unknown class 'cart'"):
+        RichPrompts(definitions=str(path)).request(0, vocabulary, 0)
+    arguments = {"objects": {1: 1}, "classes": ["car"], "definition_share": 1}
+    for given in ({"automobile": "on four wheels"}, {"car": "on four wheels"}):  # any word for it
+        request = RichPrompts(**arguments, definitions=given).request(0, vocabulary, 0)
+        assert request.prompt == "a photo of a car (on four wheels)"
+    shipped = RichPrompts(**arguments, definitions="english")  # it defines classes of VOC
+    assert shipped.request(0, vocabulary, 0).prompt.endswith("(a road vehicle with four wheels)")
+
+
 def test_words_that_name_a_class_are_left_out(vocabulary):
     prompts = RichPrompts(
         {1: 1}, "all", ["{objects} {place}"], places=["by a tree", "near cars", "here"]
@@ -123,6 +139,7 @@ def test_pure_and_decided_by_the_seed(vocabulary):
         ({"adjective_share": -1}, "must be shares in [0, 1]"),
         ({"places": PLACES}, "go together, got 2 places and ['a photo of {objects}']"),
         ({"templates": ["{objects} {place}"]}, "go together, got 0 places"),
+        ({"templates": ["{objects} {x}"]}, "may have the places {objects} and {place}, got {x} in"),
         ({"templates": ["{place}"], "places": PLACES}, "needs {objects} once"),
     ],
 )

@@ -140,6 +140,12 @@ def test_results_that_cannot_be_used(tmp_path):
             weak_classes(path)
 
 
+def test_results_of_another_vocabulary_are_named(tmp_path, vocabulary):
+    path = write(tmp_path / "results.json", {"a": {"per_class": {"car": 50.0, "buss": 50.0}}})
+    with pytest.raises(ValueError, match=f"^{re.escape(path)}: unknown class 'buss' .*: bus"):
+        TemplatePrompts(weights=path).request(0, vocabulary, 0)
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

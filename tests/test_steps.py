@@ -121,6 +121,14 @@ def test_write_text_replaces_as_a_whole(tmp_path):
     assert [p.name for p in path.parent.iterdir()] == ["file.json"]
 
 
+def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path):
+    (tmp_path / "folder").mkdir()
+    for name in ("folder", "x" * 300):
+        with pytest.raises(OSError):
+            write_text(tmp_path / name, "one")
+    assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
 SLOW = """
 import signal, sys
 from pathlib import Path

@@ -112,14 +112,8 @@ def make_card(manifest: dict) -> str:
     manifest = {**manifest, **without_folders(manifest)}
     counts, words, shards = manifest["counts"], manifest["vocabulary"], manifest["shards"]
     title = f"Images and masks, {words['name']}"
-    origin = MADE
-    if "images" in manifest["annotator"]:
-        origin = TAKEN
-    elif manifest.get("images"):
-        origin = LABELLED
-    made = origin is MADE
     data = DatasetCardData(
-        **_licence((manifest["backbone"] or {}).get("licence") if made else None),
+        **licence_of(manifest),
         task_categories=["image-segmentation"],
         size_categories=size_category(counts["samples"]),
         pretty_name=title,
@@ -136,7 +130,7 @@ def make_card(manifest: dict) -> str:
         title=plain(title),
         samples=counts["samples"],
         version=manifest["environment"].get("versions", {}).get("ovseg", ""),
-        origin=origin,
+        origin=_origin(manifest),
         facts={key: plain(value) for key, value in facts.items()},
         rejected=f" {judged} images more were made and rejected by the filter." if judged else "",
         classes=[(plain(key), numbers) for key, numbers in counts["classes"].items()],
@@ -148,6 +142,19 @@ def make_card(manifest: dict) -> str:
         shards=shards,
     )
     return str(card)
+
+
+def licence_of(manifest: Mapping) -> dict[str, str]:
+    """Return what the front matter says of a dataset's licence, which is that of its images."""
+    made = _origin(manifest) is MADE
+    return _licence((manifest["backbone"] or {}).get("licence") if made else None)
+
+
+def _origin(manifest: Mapping) -> str:
+    """Return the sentence about who made images and masks."""
+    if "images" in manifest["annotator"]:
+        return TAKEN
+    return LABELLED if manifest.get("images") else MADE
 
 
 def without_folders(manifest: Mapping) -> dict[str, dict]:
@@ -162,6 +169,11 @@ def without_folders(manifest: Mapping) -> dict[str, dict]:
 def plain(text: object) -> str:
     """Return text on one line that Markdown, in a table too, shows as it is."""
     return re.sub(r"([\\`*_{}\[\]<>()#!|~&])", r"\\\1", " ".join(str(text).split()))
+
+
+def code(text: object) -> str:
+    """Return text on one line as Markdown's code, which ends at no backtick of its own."""
+    return f"`{' '.join(str(text).split()).replace('`', chr(39))}`"
 
 
 def size_category(samples: int) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -12,6 +13,9 @@ from ovseg.data.prompts_choice import BalancedChoice, Classes, raw_draws
 from ovseg.data.prompts_weighted import WeightedChoice, weak_classes
 from ovseg.structures import Entity, Request
 from ovseg.vocabulary import Vocabulary
+
+PLACE = re.compile(r"\{[^{}]*\}")
+"""A place in a template that a word is put in."""
 
 
 class Prompts(ABC):
@@ -48,10 +52,15 @@ class TemplatePrompts(Prompts):
             ``results.json`` of `ovseg test`: the lower the IoU of a class, the more of it.
         never_together: Lists of classes no two of which stand in one prompt.
 
+    Attributes:
+        known_places: What a template may have in braces; a subclass that fills more says so.
+
     Raises:
         FileNotFoundError: If there are no results.
         ValueError: If an argument is not as described.
     """
+
+    known_places = ("{objects}",)
 
     def __init__(
         self,
@@ -64,14 +73,16 @@ class TemplatePrompts(Prompts):
     ) -> None:
         objects = objects or {1: 0.5, 2: 0.5}
         if weights or never_together:
+            source = weights if isinstance(weights, str) else "weights"
             weights = weak_classes(weights) if isinstance(weights, str) else weights or {}
-            self.choice = WeightedChoice(objects, classes, weights, never_together or [])
+            self.choice = WeightedChoice(objects, classes, weights, never_together or [], source)
         else:
             self.choice = BalancedChoice(objects, classes)
         self.templates = tuple(templates)
         self.negative_prompt = negative_prompt
         if not self.templates or any(t.count("{objects}") != 1 for t in self.templates):
             raise ValueError(f"every template needs {{objects}} once, got {list(self.templates)}")
+        check_places("templates", self.templates, self.known_places)
 
     def request(self, index: int, vocabulary: Vocabulary, seed: int) -> Request:
         """Return request number ``index``.
@@ -114,6 +125,20 @@ def sample_seed(seed: int, index: int) -> int:
         value ^= value >> shift
         value = value * factor & 0xFFFFFFFF
     return value ^ value >> 16
+
+
+def check_places(what: str, texts: Sequence[str], known: Sequence[str]) -> None:
+    """Refuse texts with places that nothing is put in: the braces would stand in the prompts.
+
+    Raises:
+        ValueError: If there is one.
+    """
+    found = {place for text in texts for place in PLACE.findall(text)}
+    if unknown := sorted(found.difference(known)):
+        raise ValueError(
+            f"{what} may have the places {' and '.join(known)}, got {', '.join(unknown)} in "
+            f"{list(texts)}"
+        )
 
 
 class Phrase(NamedTuple):

@@ -45,7 +45,8 @@ class CaptionPrompts(Prompts):
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If a line is no JSON object with a caption, or max_words is not positive.
+        ValueError: If there is no caption, a line is no JSON object with one, or max_words is not
+            positive.
     """
 
     def __init__(
@@ -65,6 +66,8 @@ class CaptionPrompts(Prompts):
         data = self.file.read_bytes()
         self.digest = hashlib.sha256(data).hexdigest()[:16]
         self.captions = tuple(_read(data, self.file, key))
+        if not self.captions:
+            raise ValueError(f"{file} holds no captions: give a file with one per line")
         self._bound: tuple[Vocabulary, list[Caption], Counter] | None = None
 
     def request(self, index: int, vocabulary: Vocabulary, seed: int) -> Request:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from fractions import Fraction
-from typing import Literal
+from typing import Literal, TypeVar
 
 import numpy as np
 
 from ovseg.vocabulary import Vocabulary
 
+Value = TypeVar("Value")
 Classes = Literal["seen", "unseen", "all", "mixed"] | list[str]
 
 
@@ -89,6 +90,24 @@ class BalancedChoice:
                 f"split {vocabulary.split!r} of {vocabulary.name!r} has {len(ids)}"
             )
         return ids
+
+
+def by_class(given: Mapping[str, Value], vocabulary: Vocabulary, source: str) -> dict[int, Value]:
+    """Return what is given of classes by their ids.
+
+    Args:
+        given: By names, keys or synonyms.
+        vocabulary: Knows them.
+        source: Where it stands, for messages.
+
+    Raises:
+        ValueError: If a class is unknown, or occurs twice.
+    """
+    try:
+        ids = vocabulary.select(list(given))
+    except ValueError as error:
+        raise ValueError(f"{source}: {error}") from None
+    return dict(zip(ids, given.values(), strict=True))
 
 
 def raw_draws(count: int, *key: int) -> np.ndarray:

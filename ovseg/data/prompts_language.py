@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from ovseg.checkpoint import Checkpoint
-from ovseg.data.prompts import TemplatePrompts, fill
+from ovseg.data.prompts import TemplatePrompts, check_places, fill
 from ovseg.data.prompts_choice import Classes, raw_draws
 from ovseg.data.prompts_words import composed, first_names
 from ovseg.structures import Entity
@@ -75,6 +75,7 @@ class LanguagePrompts(TemplatePrompts):
         super().__init__(objects, classes, templates, negative_prompt, weights, never_together)
         if instruction.count("{objects}") != 1:
             raise ValueError(f"the instruction needs {{objects}} once, got {instruction!r}")
+        check_places("the instruction", [instruction], self.known_places)
         if min(tries, max_words, max_new_tokens) < 1 or not temperature > 0:
             raise ValueError(
                 "tries, max_words and max_new_tokens must be >= 1 and temperature > 0, got "

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from ovseg.data.prompts import Phrase, TemplatePrompts, put
-from ovseg.data.prompts_choice import Classes, raw_draws, unit
-from ovseg.data.prompts_words import article, nameless, names_only, read_words
+from ovseg.data.prompts_choice import Classes, by_class, raw_draws, unit
+from ovseg.data.prompts_words import article, is_shipped, nameless, names_only, read_words
 from ovseg.structures import Entity
 from ovseg.vocabulary import Vocabulary, VocabularyClass
 
@@ -31,6 +31,7 @@ class RichPrompts(TemplatePrompts):
         adjective_share: Share of the words with an adjective.
         places: Places such as "on a street", given as adjectives are.
         definitions: ``{class: text}``, given as adjectives are; a class without one is not defined.
+            Of a shipped file those of other classes are left out, otherwise they are refused.
         definition_share: Share of the words with a definition, in parentheses.
         negative_prompt: As in `TemplatePrompts`.
         weights: As in `TemplatePrompts`.
@@ -40,6 +41,8 @@ class RichPrompts(TemplatePrompts):
         FileNotFoundError: If a file is missing.
         ValueError: If an argument is not as described.
     """
+
+    known_places = ("{objects}", "{place}")
 
     def __init__(
         self,
@@ -67,6 +70,8 @@ class RichPrompts(TemplatePrompts):
         self.adjectives = tuple(read_words("adjectives", adjectives))
         self.places = tuple(read_words("places", places))
         self.definitions: dict[str, str] = read_words("definitions", definitions)
+        self._shipped = is_shipped(definitions)
+        self._source = definitions if isinstance(definitions, str) else "definitions"
         if any("{place}" in template for template in self.templates) != bool(self.places):
             raise ValueError(
                 "places and a template with {place} go together, got "
@@ -79,7 +84,7 @@ class RichPrompts(TemplatePrompts):
         """Return the prompt, its words drawn by the seed and the index.
 
         Raises:
-            ValueError: If all adjectives or places name a class.
+            ValueError: If all adjectives or places name a class, or a definition is of none.
         """
         draws = raw_draws(1 + 5 * len(ids), seed, 20, index)
         if "{place}" in template:
@@ -113,11 +118,17 @@ class RichPrompts(TemplatePrompts):
         if self.adjectives and unit(draws[2]) < self.adjective_share:
             adjective = _pick(_usable("adjectives", self.adjectives, vocabulary), draws[3])
             before = f"{article(adjective)} {adjective}"
-        definition = self.definitions.get(entry.name, self.definitions.get(entry.key, ""))
+        definition = self._definition(entry, vocabulary)
         said = definition and names_only(definition, (entry.id,), vocabulary)
         if said and unit(draws[4]) < self.definition_share:
             after = f" ({definition})"
         return Phrase(entry.id, f"{before} ", name, after)
+
+    def _definition(self, entry: VocabularyClass, vocabulary: Vocabulary) -> str:
+        """Return the definition of a class, "" if it has none."""
+        if self._shipped:
+            return self.definitions.get(entry.name, self.definitions.get(entry.key, ""))
+        return by_class(self.definitions, vocabulary, self._source).get(entry.id, "")
 
 
 def _usable(key: str, words: tuple[str, ...], vocabulary: Vocabulary) -> tuple[str, ...]:

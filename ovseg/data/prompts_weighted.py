@@ -9,7 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from ovseg.data.prompts_choice import BalancedChoice, Classes, permutation, raw_draws, unit
+from ovseg.data.prompts_choice import (
+    BalancedChoice,
+    Classes,
+    by_class,
+    permutation,
+    raw_draws,
+    unit,
+)
 from ovseg.vocabulary import Vocabulary
 
 FLOOR = 0.05
@@ -40,6 +47,7 @@ class WeightedChoice(BalancedChoice):
         never_together: Lists of classes no two of which stand in one prompt. A round's order is
             changed by swaps until none do: its counts stay, but which of them are rounded up
             favours classes that may stand beside many, if there are few classes.
+        source: Where the weights stand, for messages.
 
     Raises:
         ValueError: If an argument is not as described.
@@ -51,6 +59,7 @@ class WeightedChoice(BalancedChoice):
         classes: Classes,
         weights: dict[str, float],
         never_together: list[list[str]],
+        source: str = "weights",
     ) -> None:
         super().__init__(objects, classes)
         if classes == "mixed":
@@ -64,7 +73,7 @@ class WeightedChoice(BalancedChoice):
             raise ValueError(
                 f"never_together is a list of lists of two or more classes, got {never_together}"
             )
-        self.weights, self.never_together = weights, never_together
+        self.weights, self.never_together, self.source = weights, never_together, source
 
     def describe(self) -> dict:
         """Return the arguments."""
@@ -72,7 +81,7 @@ class WeightedChoice(BalancedChoice):
         return super().describe() | more
 
     def _choose(self, count: int, turn: int, vocabulary: Vocabulary, seed: int) -> list[int]:
-        named = dict(zip(vocabulary.select(list(self.weights)), self.weights.values(), strict=True))
+        named = by_class(self.weights, vocabulary, self.source)
         weights = {i: named.get(i, 1.0) for i in self._allowed(vocabulary)}
         weights = {i: weight for i, weight in weights.items() if weight}
         if max(self.shares) > len(weights):

@@ -15,6 +15,7 @@ import yaml
 from ovseg.structures import Entity
 from ovseg.vocabulary import Vocabulary
 
+SHIPPED = files("ovseg") / "data" / "words"
 WORD = re.compile(r"\w+")
 GAP = re.compile(r"[\s'’-]+")
 """What may stand between the words of one name: "school bus", "school-bus"."""
@@ -106,13 +107,15 @@ def read_words(key: str, source: list[str] | dict[str, str] | str | None) -> Any
     return words
 
 
+def is_shipped(source: object) -> bool:
+    """Say whether words are a shipped file's, whose classes are those of many vocabularies."""
+    return isinstance(source, str) and (SHIPPED / f"{source}.yaml").is_file()
+
+
 def _load(key: str, source: str) -> Any:
-    shipped = files("ovseg") / "data" / "words"
-    path = shipped / f"{source}.yaml"
+    path = SHIPPED / f"{source}.yaml" if is_shipped(source) else Path(source)
     if not path.is_file():
-        path = Path(source)
-    if not path.is_file():
-        names = sorted(p.name.removesuffix(".yaml") for p in shipped.iterdir())
+        names = sorted(p.name.removesuffix(".yaml") for p in SHIPPED.iterdir())
         raise FileNotFoundError(
             f"no words {source!r}: give one of {', '.join(names)}, a YAML file, or the {key}"
         )

@@ -23,6 +23,7 @@ from ovseg.data.fetch import local_path
 from ovseg.data.json_file import read_json
 from ovseg.data.manifest import differences, write_json
 from ovseg.data.shards import ShardStream
+from ovseg.errors import VerbParser
 from ovseg.export.format import TRAIN, VAL, Format, Item, part_of
 from ovseg.vocabulary import Vocabulary
 
@@ -237,7 +238,7 @@ def push(folder: Path, repo: str) -> str:
 
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
+    parser = VerbParser(
         prog="ovseg export", description="A written dataset in the format of another library."
     )
     parser.add_argument("dataset", type=local_path, help="folder that `predict` wrote")

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from ovseg.data.card import without_folders
+from ovseg.data.card import code, licence_of, plain, without_folders
 from ovseg.export.format import TRAIN, VAL, Format, Item
 from ovseg.vocabulary import Vocabulary
 
@@ -40,7 +40,7 @@ SCHEMA = pa.schema(
     metadata={"huggingface": json.dumps(FEATURES)},
 )
 
-MODEL = "- text-to-image model: `{model}`, revision {revision}, licence {licence}\n"
+MODEL = "- text-to-image model: {model}, revision {revision}, licence {licence}\n"
 
 CARD = """---
 {head}---
@@ -49,7 +49,7 @@ CARD = """---
 
 {samples} images with masks, written by ovseg with the configuration `{digest}`.
 
-{model}- annotator, whose masks these are: `{annotator}`
+{model}- annotator, whose masks these are: {annotator}
 
 `image` is RGB; `mask` holds class ids, 0 background and 255 ignore; `instances` numbers the objects
 of a mask where the annotator tells them apart, else it is empty. `names`, `class_ids`, `found` and
@@ -135,6 +135,7 @@ def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
     backbone, annotator = facts["backbone"], facts["annotator"]
     parts = [{"split": split, "path": f"data/{split}-*.parquet"} for split in splits]
     head = {
+        **licence_of(manifest),
         "pretty_name": f"Images and masks, {vocabulary.name}",
         "task_categories": ["image-segmentation"],
         "tags": ["ovseg"],
@@ -142,14 +143,15 @@ def card(vocabulary: Vocabulary, manifest: dict, splits: list[str]) -> str:
     }
     return CARD.format(
         head=yaml.safe_dump(head, sort_keys=False, allow_unicode=True),
-        name=vocabulary.name,
+        name=plain(vocabulary.name),
         samples=manifest["counts"]["samples"],
         model=MODEL.format(**_recorded(backbone)) if backbone is not None else "",
-        annotator=annotator["source"],
+        annotator=code(annotator["source"]),
         digest=manifest["config_digest"],
-        classes="\n".join(f"- {c.id} `{c.key}`: {c.name}" for c in vocabulary.classes),
+        classes="\n".join(f"- {c.id} {code(c.key)}: {plain(c.name)}" for c in vocabulary.classes),
     )
 
 
 def _recorded(backbone: dict) -> dict:
-    return {key: backbone.get(key) or "not recorded" for key in ("model", "revision", "licence")}
+    said = {key: backbone.get(key) or "not recorded" for key in ("model", "revision", "licence")}
+    return {key: code(text) if key == "model" else plain(text) for key, text in said.items()}

@@ -20,7 +20,25 @@ function show() {
   cards.forEach((card, place) => { card.hidden = !matches(samples[place], wanted); });
   const count = cards.filter((card) => !card.hidden).length;
   document.getElementById("count").textContent = `${count} of ${cards.length} shown`;
+  document.getElementById("absent").textContent = absent(wanted);
   return wanted;
+}
+
+// says what is asked for and no sample of the gallery has
+function absent(wanted) {
+  const keys = samples.flatMap((sample) => sample.entities.map(([key]) => key));
+  const there = { class: keys, verdict: samples.flatMap((sample) => sample.verdicts) };
+  const missing = Object.keys(there).filter((name) => wanted[name] && !there[name].includes(wanted[name]));
+  return missing.map((name) => `No sample of the ${name} “${wanted[name]}” was drawn.`).join(" ");
+}
+
+// a select takes only what it offers, and would show everything instead
+function choose(name, value) {
+  const field = form.elements[name];
+  if (field.options && ![...field.options].some((option) => option.value === value)) {
+    field.add(new Option(value, value));
+  }
+  field.value = value;
 }
 
 // the address holds the filters: a link such as #class=cat&verdict=kept sets them
@@ -31,7 +49,7 @@ function remember() {
 
 function recall() {
   const given = new URLSearchParams(location.hash.slice(1));
-  fields.forEach((name) => { form.elements[name].value = given.get(name) ?? usual[name]; });
+  fields.forEach((name) => choose(name, given.get(name) ?? usual[name]));
   show();
 }
 

@@ -112,7 +112,7 @@ def render(report: Report) -> str:
         report=report,
         filtered=filtered,
         verdicts=_verdicts(filtered),
-        shown_classes=sorted({key for card in report.cards for key in card.keys}),
+        all_classes=sorted(report.kept.classes.keys() | report.rejected.classes.keys()),
         areas=bin_names([f"{100 * bound:g}" for bound in AREAS]),
         areas_of=[(key, numbers.areas) for key, numbers in classes],
         scores=scores,
