@@ -6,9 +6,7 @@ import atexit
 import json
 import logging
 import os
-import signal
 import sys
-import threading
 import warnings
 from pathlib import Path
 
@@ -22,6 +20,7 @@ from lightning.pytorch.cli import (
 )
 from lightning.pytorch.loggers import CSVLogger
 
+from ovseg.callbacks.sigterm import EndAtSigterm, end_at_sigterm
 from ovseg.modules.grounding import GroundingModule
 from ovseg.modules.segmentation import SegmentationModule
 from ovseg.report.terminal import show_grounder, show_segmenter
@@ -141,7 +140,7 @@ def run(argv: list[str]) -> None:
         Exception: Whatever the configuration, a constructor or a stage raises, unprinted.
     """
     quiet()
-    end_at_sigterm(argv[0])
+    again = end_at_sigterm()
     raises = {"exit_on_error": False}
     kwargs = {verb: {**raises, "description": text} for verb, text in DESCRIPTIONS.items()}
     before = sys.argv
@@ -157,27 +156,13 @@ def run(argv: list[str]) -> None:
             seed_everything_default=0,
             save_config_callback=SaveConfigInFit,
             save_config_kwargs={"overwrite": True},
-            trainer_defaults={"enable_model_summary": False},
+            trainer_defaults={"enable_model_summary": False, "callbacks": EndAtSigterm()},
             parser_kwargs={**raises, **kwargs},
             load_from_checkpoint_support=False,  # it hides hyperparameters in the checkpoint
         )
     finally:
         sys.argv = before
-
-
-def end_at_sigterm(verb: str) -> None:
-    """End with exit code 143 when told to, as a scheduler does before it kills.
-
-    Lightning's own handler, which calls this one too, only takes a note, and `predict` never reads
-    it. What was not finished is removed as after any error.
-    """
-
-    def end(signum: int, frame: object) -> None:
-        print(f"ovseg {verb}: ended by SIGTERM", file=sys.stderr, flush=True)
-        sys.exit(128 + signum)
-
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, end)
+        again()
 
 
 @atexit.register

@@ -23,7 +23,7 @@ def test_predict_ends_and_goes_on(tmp_path, arguments):
         process.send_signal(signal.SIGTERM)
         printed, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM, printed
-    assert "ovseg predict: ended by SIGTERM" in printed and "Traceback" not in printed
+    assert "ovseg: ended by SIGTERM" in printed and "Traceback" not in printed
     left = contents(output)
     assert "dataset.json" not in left and not [n for n in left if n.endswith(".tar.tmp")]
     assert left["shard-000000.tar"] == (expected / "shard-000000.tar").read_bytes()
