@@ -52,6 +52,17 @@ def test_moments_run_along_and_are_saved():
     assert not list(norm.parameters())
 
 
+def test_mixed_precision_changes_nothing():
+    mixed, full, seen = ProbeNorm(2, 3, 5), ProbeNorm(2, 3, 5), probe(0)
+    text = torch.randn(4, 2, 8)
+    full.update(seen)
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed.update(seen)
+        answers = mixed(seen, text)
+    assert answers.dtype == torch.float32 and torch.equal(answers, full(seen, text))
+    assert torch.equal(mixed.cov, full.cov) and torch.equal(mixed.mean, full.mean)
+
+
 def test_before_anything_was_seen_answers_are_finite():
     seen = probe(0)
     assert ProbeNorm(2, 3, 5)(seen, torch.randn(4, 2, 8)).isfinite().all()

@@ -73,6 +73,23 @@ def test_logits_at_image_size_and_gradients_everywhere(steps, branches):
     assert all(p.grad is not None and p.grad.isfinite().all() for p in grounder.parameters())
 
 
+def test_under_mixed_precision_it_learns_and_judges_as_sharply():
+    of = spec()
+    grounder = small(of)
+    grounder.meet(torch.randn(3, 8))
+    features, entities = batch(of)
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = grounder(features, entities)
+        present = grounder.presence(features, entities, logits.detach())
+        (logits.square().mean() + present.square().mean()).backward()
+    assert logits.dtype == torch.bfloat16 and present.dtype == torch.float32
+    assert all(p.grad.isfinite().all() for p in grounder.parameters())
+    grounder.eval()
+    with torch.autocast("cpu", torch.bfloat16):
+        mixed = grounder.presence(features, entities, logits)
+    assert torch.equal(mixed, grounder.presence(features, entities, logits.float()))
+
+
 def test_features_that_were_read_answer_for_any_names():
     grounder = small(spec()).eval()
     features, entities = batch(spec())

@@ -42,7 +42,8 @@ class ProbeNorm(nn.Module):
         rows = rows.flatten(4).permute(1, 2, 0, 4, 3).flatten(2, 3)  # (S, heads, pixels, d + 1)
         mean = rows.mean(dim=2)
         centred = rows - mean[:, :, None]
-        cov = centred.mT @ centred / rows.shape[2]
+        with torch.autocast(rows.device.type, enabled=False):
+            cov = centred.mT @ centred / rows.shape[2]
         share = MOMENTUM if self.seen else 1.0
         self.mean.lerp_(mean, share)
         self.cov.lerp_(cov, share)
@@ -50,9 +51,10 @@ class ProbeNorm(nn.Module):
 
     def forward(self, probe: Probe, text: Tensor) -> Tensor:
         """Return standardised answers for names ``(B, K, D)``: ``(B, S, K, heads, h, w)``."""
-        keys = torch.einsum("bkt,ndt->bknd", text, probe.keys)
-        keys = torch.cat([keys, torch.ones_like(keys[..., :1])], dim=3)
-        mean = torch.einsum("sne,bkne->bskn", self.mean, keys)
-        variance = torch.einsum("bkne,snef,bknf->bskn", keys, self.cov, keys)
-        answers = probe(text)
+        with torch.autocast(text.device.type, enabled=False):  # small differences of large numbers
+            keys = torch.einsum("bkt,ndt->bknd", text, probe.keys)
+            keys = torch.cat([keys, torch.ones_like(keys[..., :1])], dim=3)
+            mean = torch.einsum("sne,bkne->bskn", self.mean, keys)
+            variance = torch.einsum("bkne,snef,bknf->bskn", keys, self.cov, keys)
+            answers = probe(text)
         return (answers - mean[..., None, None]) / (variance[..., None, None] + 1e-3).sqrt()

@@ -208,6 +208,11 @@ class ProbeGrounder(Grounder):
         """
         if not self.learns_presence:
             return super().presence(features, entities, logits)
+        with torch.autocast(logits.device.type, enabled=False):  # small differences decide
+            return self._presence(features, entities, logits.float())
+
+    def _presence(self, features: Features, entities: Entities, logits: Tensor) -> Tensor:
+        """Judge what the probes answer inside each mask, for its name and for the rivals."""
         answers = self._odds(features, entities.text)
         masks, facts = logits.sigmoid(), [mask_facts(logits)]
         for odds in answers:
