@@ -20,7 +20,7 @@ from ovseg.data.contents import GONE, digest_of
 from ovseg.data.fetch import local_path
 from ovseg.data.manifest import DATASET, finish, pending, prepare, read_manifest, read_request
 from ovseg.data.shard_file import REJECTED, check_shard, read_samples, shard_name
-from ovseg.data.shard_format import Record, encode_png, encode_record
+from ovseg.data.shard_format import Record, decode_npy, encode_png, encode_record
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.quality import Filter, label_facts, verdict_of
 from ovseg.report.terminal import show_yield
@@ -222,7 +222,7 @@ def _write(
 def _labels(record: Record, members: dict[str, bytes], threshold: float, band: float) -> np.ndarray:
     """Return the label map ``(H, W)`` uint8 of a sample's soft masks."""
     width, height = Image.open(io.BytesIO(members["image.png"]), formats=("PNG",)).size
-    masks = torch.from_numpy(np.load(io.BytesIO(members["soft.npy"]), allow_pickle=False)).float()
+    masks = torch.from_numpy(decode_npy(members["soft.npy"])).float()
     if len(masks) and masks.shape[1:] != (height, width):
         masks = interpolate(masks[None], (height, width), mode="bilinear")[0].clamp(0, 1)
     ids = torch.tensor([[entity.class_id for entity in record.request.entities]])

@@ -33,9 +33,9 @@ def test_all_forms_learn_the_same(training_step):
 
 
 def test_it_runs(training_step, monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(training_step, "SETS", {"deeplabv3plus_small": (2, 32, 1)})
+    monkeypatch.setattr(training_step, "SETS", {"cpu": {"deeplabv3plus_small": (2, 32, 1)}})
     out = tmp_path / "training_step.json"
-    training_step.main(["--repeats", "1", "--out", str(out)])
+    training_step.main(["--repeats", "1", "--device", "cpu", "--out", str(out)])
     result = json.loads(out.read_text())
     small = result["deeplabv3plus_small"]
     assert small["ours_over_bare"]["median"] > 0 and small["runner_over_ours"]["median"] > 0

@@ -1,5 +1,7 @@
 """The loop that trains the clip-art world, and its tokenizer."""
 
+import os
+
 import torch
 from torch import nn
 
@@ -100,8 +102,9 @@ def test_two_processes_train_as_one_that_sees_both_batches(tmp_path):
     )
     both, one = tmp_path / "both", tmp_path / "one"
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    subprocess.run([*launch, script, both, "1"], check=True)
-    subprocess.run([sys.executable, script, one, "2"], check=True)
+    environment = {**os.environ, "CUDA_VISIBLE_DEVICES": ""}  # it takes a GPU for each process
+    subprocess.run([*launch, script, both, "1"], env=environment, check=True)
+    subprocess.run([sys.executable, script, one, "2"], env=environment, check=True)
     states = [torch.load(folder / "m.pt", weights_only=True)["model"] for folder in (both, one)]
     assert all(torch.allclose(states[0][k], states[1][k], atol=1e-6) for k in states[0])
 

@@ -99,13 +99,13 @@ def test_reasons_are_one_line(error, line):
 
 
 def test_an_unreachable_hub(monkeypatch, capfd):
-    import httpx2
     import huggingface_hub
+    from huggingface_hub.errors import HTTPError
     from huggingface_hub.utils import logging
 
     def fail(*args, **options):
         logging.get_logger("huggingface_hub.utils").warning("Retrying in 1s [Retry 1/5].")
-        raise httpx2.ProxyError("502 of the proxy")
+        raise HTTPError("502 of the proxy")
 
     before = logging.get_verbosity()
     for function, files in (("snapshot_download", ["a.json"]), ("hf_hub_download", "a.json")):

@@ -118,7 +118,7 @@ def test_probabilities_have_the_photos_size_and_average_windows_and_samples(mode
 
 
 def run(capsys, *argv) -> tuple[int, str, str]:
-    code = main(["segment", *map(str, argv)])
+    code = main(["segment", "--device", "cpu", *map(str, argv)])
     out, err = capsys.readouterr()
     return code, out, err
 

@@ -71,6 +71,7 @@ def test_damaged_members_raise():
         damaged(json=b"{}"),
         damaged(latent_npy=b""),
         damaged(latent_npy=members["latent.npy"][:-4]),
+        damaged(latent_npy=members["latent.npy"].replace(b"'descr'", b"'descr\x7f")),
     ):
         with pytest.raises(ValueError):
             decode_sample(broken)

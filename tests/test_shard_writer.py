@@ -5,6 +5,7 @@ import fcntl
 import io
 import json
 import tarfile
+from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
@@ -159,7 +160,7 @@ def test_threads_are_fixed_and_recorded(tmp_path):
         torch.set_num_threads(before)
     environment = json.loads((tmp_path / "dataset.json").read_text())["environment"]
     assert environment["threads"] == 2 and environment["device"] == "cpu"
-    assert environment["versions"]["torch"] == torch.__version__
+    assert environment["versions"]["torch"] == version("torch")
 
 
 def test_only_consecutive_batches_of_a_shard_are_written(tmp_path):

@@ -12,6 +12,7 @@ import io
 import json
 from collections.abc import Collection
 from dataclasses import dataclass
+from tokenize import TokenError
 from typing import NamedTuple
 
 import numpy as np
@@ -200,7 +201,8 @@ def decode_sample(members: dict[str, bytes], needed: Collection[str] = STORED) -
         record = decode_record(members["json"])
         image = _pixels(members["image.png"])
         mask = _pixels(members["mask.png"])
-        latent, soft = (_array(members.get(name)) for name in ("latent.npy", "soft.npy"))
+        arrays = (members.get(name) for name in ("latent.npy", "soft.npy"))
+        latent, soft = (None if array is None else decode_npy(array) for array in arrays)
         instances = members.get("instances.png")
         if instances is not None:
             instances = _pixels(instances).astype(np.uint16)
@@ -254,8 +256,16 @@ def _pixels(data: bytes) -> np.ndarray:
     return np.array(PngImageFile(io.BytesIO(data)))
 
 
-def _array(data: bytes | None) -> np.ndarray | None:
-    return None if data is None else np.load(io.BytesIO(data), allow_pickle=False)
+def decode_npy(data: bytes) -> np.ndarray:
+    """Return an array.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    try:
+        return np.load(io.BytesIO(data), allow_pickle=False)
+    except (SyntaxError, TokenError) as error:  # of a header that is no Python, by Python's version
+        raise ValueError(f"its array has a broken header ({error})") from None
 
 
 def _npy(array: np.ndarray) -> bytes:
