@@ -40,6 +40,19 @@ def test_features_and_images_are_the_same(options, expected, tiny_pipeline):
     )
 
 
+def draws_the_same_noise_in_lower_precision() -> bool:
+    """Whether torch does, as it has not always done: diffusers' pipelines draw in their dtype."""
+    full, lower = (
+        torch.randn(64, generator=torch.Generator().manual_seed(0), dtype=dtype).float()
+        for dtype in (torch.float32, torch.bfloat16)
+    )
+    return torch.allclose(full, lower, atol=0.05)
+
+
+@pytest.mark.skipif(
+    not draws_the_same_noise_in_lower_precision(),
+    reason="this torch draws other noise in bfloat16 than in float32",
+)
 @pytest.mark.parametrize("dtype", ["bfloat16", "auto"])
 def test_lower_precision_is_close(dtype, expected, tiny_pipeline):
     backbone = UNetBackbone(tiny_pipeline, TAPS, steps=2, dtype=dtype, **READ)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
 import pytest
+import torch
 from tiny_mmseg import MEAN, PREPROCESSOR, STD, config, fcn
 
-from ovseg.segmenters.mmseg_config import normalisation, read_config
+from ovseg.segmenters.mmseg_config import normalisation, quiet, read_config
 
 IMAGENET = {"mean": [123.675, 116.28, 103.53], "std": [58.395, 57.12, 57.375]}
 
@@ -27,6 +29,19 @@ def test_published_configurations_normalise_as_imagenet(name):
     found = read_config(Path(mmseg.__file__).parent / ".mim/configs" / name)
     assert normalisation(found.preprocessor) == IMAGENET
     assert "data_preprocessor" not in found.model
+
+
+def test_processes_on_the_cpu_may_be_more_than_gpus(monkeypatch):
+    from mmengine.logging import MMLogger
+
+    monkeypatch.setattr(MMLogger, "_instance_dict", {})
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with quiet():
+        assert list(MMLogger._instance_dict) == ["mmengine"]
+    assert os.environ["LOCAL_RANK"] == "1"
 
 
 def test_every_kind_of_file_says_the_same(tmp_path):

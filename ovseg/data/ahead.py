@@ -54,5 +54,10 @@ class Ahead:
             return batch
         current = torch.cuda.current_stream(self.device)
         current.wait_event(made)
-        apply_to_collection(batch, Tensor, lambda tensor: tensor.record_stream(current))
+
+        def keep(tensor: Tensor) -> None:
+            if tensor.is_cuda:  # what stays on the CPU has no stream
+                tensor.record_stream(current)
+
+        apply_to_collection(batch, Tensor, keep)
         return batch

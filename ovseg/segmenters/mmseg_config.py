@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections.abc import Mapping
 from contextlib import contextmanager
@@ -33,16 +34,31 @@ def quiet():
     """
     with importing_mmseg():
         import mmseg.models  # noqa: F401 - registers the models
-        from mmengine.logging import MMLogger
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        logger = MMLogger.get_current_instance()
+        logger = _logger()
         level = logger.level
         logger.setLevel(logging.ERROR)
         try:
             yield
         finally:
             logger.setLevel(level)
+
+
+def _logger() -> logging.Logger:
+    """Return MMEngine's logger.
+
+    A new one looks up the GPU that has the process's number, and fails where processes on the CPU
+    are more than there are GPUs; so it is not told the number.
+    """
+    from mmengine.logging import MMLogger
+
+    rank = os.environ.pop("LOCAL_RANK", None)
+    try:
+        return MMLogger.get_current_instance()
+    finally:
+        if rank is not None:
+            os.environ["LOCAL_RANK"] = rank
 
 
 def read_config(path: str | Path) -> MMSegConfig:
