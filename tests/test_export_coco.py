@@ -1,4 +1,4 @@
-"""ovseg.export.coco: instances read back by pycocotools, panoptic by its arithmetic."""
+"""ovseg.export.coco: read back by pycocotools, and panoptic by transformers and its arithmetic."""
 
 import json
 
@@ -88,3 +88,31 @@ def test_the_panoptic_pictures_give_the_label_map_back(exported):
             labels[ids == segment["id"]] = segment["category_id"]
         assert np.array_equal(labels, sample.mask)
         assert set(np.unique(ids)) == {0, *(s["id"] for s in entry["segments_info"])}
+
+
+def test_transformers_gives_the_panoptic_label_map_back(exported):
+    from transformers import DetrImageProcessorPil
+
+    samples, out, _ = exported
+    plain = {"do_resize": False, "do_rescale": False, "do_normalize": False, "do_pad": False}
+    read = DetrImageProcessorPil(format="coco_panoptic", do_convert_annotations=False, **plain)
+    for sample in samples:
+        name = part(sample)
+        table = json.loads((out / "annotations" / f"panoptic_{name}.json").read_text("utf-8"))
+        (entry,) = (a for a in table["annotations"] if a["image_id"] == sample.request.index)
+        with Image.open(out / name / entry["file_name"]) as image:
+            masks = out / "annotations" / f"panoptic_{name}"
+            given = {"annotations": entry, "masks_path": masks, "return_segmentation_masks": True}
+            made = read(image, **given, return_tensors="np")
+        assert np.array_equal(made["pixel_values"][0].transpose(1, 2, 0), sample.image)
+        target, labels = made["labels"][0], np.full(sample.mask.shape, 255)
+        for number, mask in zip(target["class_labels"], target["masks"], strict=True):
+            assert (labels[mask > 0] == 255).all()
+            labels[mask > 0] = number
+        assert np.array_equal(labels, sample.mask)
+        assert np.array_equal(target["area"], target["masks"].sum((1, 2)))
+        for (left, top, right, bottom), info in zip(
+            target["boxes"], entry["segments_info"], strict=True
+        ):  # of the outermost pixels' middles
+            size = [right - left + 1, bottom - top + 1]
+            assert [left, top, *size] == info["bbox"]

@@ -1,6 +1,7 @@
 """ovseg.export.yolo: polygons filled again."""
 
 import json
+from pathlib import Path
 
 import cv2
 import numpy as np
@@ -52,6 +53,32 @@ def test_polygons_cover_the_objects(tmp_path, instances):
     assert facts["polygons"] == 12 * (3 + instances)
     assert facts["pixels_of_objects"] == 12 * (3 * 60 - 1)
     assert facts["pixels_of_filled_holes"] == holes == 12
+
+
+@pytest.mark.parametrize("instances", [True, False])
+def test_supervision_gives_every_object_back(tmp_path, instances):
+    supervision = pytest.importorskip("supervision", reason="the test extra is not installed")
+    path, out = vocabulary_of(tmp_path), tmp_path / "out"
+    samples = write_samples(tmp_path / "data", path, instances)
+    assert export(tmp_path / "data", out, "yolo", "--vocabulary", path) == 0
+    for name in ("train", "val"):
+        read = supervision.DetectionDataset.from_yolo(
+            images_directory_path=str(out / "images" / name),
+            annotations_directory_path=str(out / "labels" / name),
+            data_yaml_path=str(out / "data.yaml"),
+        )
+        assert read.classes == ODD
+        found = {Path(place).stem: (image, objects) for place, image, objects in read}
+        mine = [sample for sample in samples if part(sample) == name]
+        assert sorted(found) == [key(sample) for sample in mine]
+        for sample in mine:
+            image, objects = found[key(sample)]
+            assert np.array_equal(image[..., ::-1], sample.image)  # OpenCV's order of colours
+            assert len(objects) == 3 + instances
+            for class_id in np.unique(sample.mask[(sample.mask > 0) & (sample.mask < 255)]):
+                covered = objects.mask[objects.class_id == class_id - 1].any(0)
+                wanted = sample.mask == class_id
+                assert (covered >= wanted).all() and (covered & ~wanted).sum() <= 1  # a hole
 
 
 def test_data_yaml_names_the_classes_and_both_folders(tmp_path):

@@ -75,6 +75,6 @@ def fill(polygons: list[np.ndarray], shape: tuple[int, int]) -> np.ndarray:
 
 
 def _coordinates(polygon: np.ndarray, shape: tuple[int, int]) -> str:
-    """Return "x y x y ...": the middles of the pixels, so that rounding down gives the pixels."""
-    shares = (polygon + 0.5) / (shape[1], shape[0])
+    """Return "x y x y ...", inside the pixels: readers that round and those that cut off agree."""
+    shares = (polygon + 0.25) / (shape[1], shape[0])
     return " ".join(f"{share:.6f}" for share in shares.ravel())
