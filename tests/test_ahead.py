@@ -103,6 +103,21 @@ def test_without_a_gpu_nothing_is_made_ahead(tmp_path):
     assert calls and not any(name.startswith("ahead") for name in calls)
 
 
+def test_tensors_that_stay_on_the_cpu_are_handed_over_too(monkeypatch):
+    """Without a GPU: streams and events by stand-ins, and no tensor may be asked for a stream."""
+
+    class Current:
+        waited = []
+
+        def wait_event(self, event):
+            self.waited.append(event)
+
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Current())
+    batch = batches(1)[0].replace(timesteps=torch.tensor([124.0]))
+    handed = Ahead(lambda batch: batch, torch.device("cpu"))._hand_over(batch, "kernels")
+    assert handed is batch and Current.waited == ["kernels"]
+
+
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a GPU: a CUDA stream of its own")
 def test_on_a_gpu_the_model_waits_for_what_it_is_given():
     device = torch.device("cuda")
