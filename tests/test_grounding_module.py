@@ -5,19 +5,25 @@ import json
 
 import pytest
 import torch
+from acme.annotator import ColorAnnotator
 from acme.backbone import ToyBackbone
 from acme.grounder import NearnessGrounder
 from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
+from ovseg.annotators.grounder import GrounderAnnotator
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.found import FoundStream
+from ovseg.data.live import LiveStream
+from ovseg.data.prompts import TemplatePrompts
 from ovseg.errors import one_line
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
-from ovseg.grounders.folder import load_grounder, read_config
+from ovseg.grounders.folder import load_grounder, read_config, taught_names
 from ovseg.modules.grounding import GroundingModule
 from ovseg.results_grounding import PublishedGrounding
+from ovseg.vocabulary import Vocabulary
 
+VOCABULARY = Vocabulary.load("clipart", "1")
 ADAM = functools.partial(torch.optim.Adam, lr=0.03)
 
 
@@ -140,6 +146,37 @@ def test_training_goes_on_from_the_folder(trained, tmp_path):
     assert step == pytest.approx(0.03, rel=1e-3)  # Adam's first step, from where it was
     trainer.test(again, source, verbose=False)
     assert torch.equal(again.grounder.of_name.weight, after)
+
+
+class TaughtColors(ColorAnnotator):
+    """Says that it has learnt from masks of what it is asked for."""
+
+    def describe(self) -> dict:
+        return {**super().describe(), "trained_on": list(self.requested)}
+
+
+def test_masks_of_unseen_classes_are_remembered_in_the_folder(trained, tmp_path):
+    """A bound stays one, for whoever begins with its folder or labels images by it."""
+    assert taught_names(read_config(trained[0] / "grounder")) == {
+        c.name for c in VOCABULARY.classes if c.id in VOCABULARY.seen
+    }
+    stream = LiveStream(TemplatePrompts({1: 1}, "all"), TaughtColors("all"), 16)
+    source, folder = data(train=stream), str(tmp_path / "bound")
+    bound = module(source, output=folder, unseen_masks=True)
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(bound, source)
+    assert taught_names(read_config(folder)) == {c.name for c in VOCABULARY.classes}
+    names = "was trained with masks of boat, cat, flower, key, umbrella, which split 1"
+    source = data()
+    for verb in ("fit", "test"):
+        with pytest.raises(ValueError, match=f"the grounder in {folder} {names}"):
+            getattr(quiet_trainer(tmp_path, max_steps=1), verb)(
+                module(source, start=folder), source
+            )
+    with pytest.raises(ValueError, match=f"the grounder in {folder} {names}"):
+        GrounderAnnotator(folder).bind(VOCABULARY)
+    again = module(source, start=folder, output=str(tmp_path / "again"), unseen_masks=True)
+    quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(again, source)  # on seen ones
+    assert taught_names(read_config(tmp_path / "again")) == {c.name for c in VOCABULARY.classes}
 
 
 def test_the_baseline_needs_no_fit(tmp_path):

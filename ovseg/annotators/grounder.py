@@ -9,7 +9,13 @@ from torch.nn.functional import interpolate
 from ovseg.annotators.base import Annotator
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.grounders.base import check_features, check_precision
-from ovseg.grounders.folder import find_grounder, folder_digest, load_grounder, read_config
+from ovseg.grounders.folder import (
+    find_grounder,
+    folder_digest,
+    load_grounder,
+    read_config,
+    taught_names,
+)
 from ovseg.grounders.partner import check_backbone
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
@@ -40,15 +46,12 @@ class GrounderAnnotator(Annotator):
         """
         super().bind(vocabulary)
         unseen = {vocabulary[i].name for i in vocabulary.unseen}
-        if known := sorted(unseen & self._trained_on()):
+        if known := sorted(unseen & taught_names(self.config)):
             raise ValueError(
                 f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, "
                 f"which split {vocabulary.split} of {vocabulary.name} calls unseen: train one on "
                 "this split, or choose the grounder's own"
             )
-
-    def _trained_on(self) -> set[str]:
-        return set((self.config.get("vocabulary") or {}).get("seen", ()))
 
     def train(self, mode: bool = True) -> GrounderAnnotator:
         """Stay in eval mode whatever is asked for."""
@@ -89,7 +92,7 @@ class GrounderAnnotator(Annotator):
         ``requested_classes`` are all, for a grounder knows every name; ``trained_on`` are those
         of the bound vocabulary whose masks it has been trained with.
         """
-        seen = self._trained_on()
+        seen = taught_names(self.config)
         return {
             "requested_classes": list(self.vocabulary.select("all")),
             "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],

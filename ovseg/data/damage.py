@@ -55,6 +55,11 @@ class Tolerance:
             DamagedSample: If none may be damaged.
             ValueError: If too many are.
         """
+        if not self.share:  # nothing is to be counted
+            try:
+                return position, read(position)
+            except DamagedSample as error:
+                raise DamagedSample(f"{error}; {AGAIN}, or allow some by max_damaged") from error
         if len(self._damaged) < size:
             self.begin(size)
         for other in chain(range(position, size), range(position)):
@@ -68,8 +73,6 @@ class Tolerance:
         raise ValueError(f"all {size} samples are damaged: {AGAIN}")
 
     def _count(self, position: int, error: DamagedSample) -> None:
-        if not self.share:
-            raise DamagedSample(f"{error}; {AGAIN}, or allow some by max_damaged")
         self._damaged[position] = True
         count, read = int(self._damaged.sum()), int(self._read)
         if count > max(ALWAYS, self.share * read):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +36,11 @@ _NEEDED = {"class_path", "init_args", "feature_spec", "text_width", "threshold",
 
 
 def save_grounder(
-    grounder: Grounder, folder: str | Path, backbone: DiffusionBackbone, vocabulary: Vocabulary
+    grounder: Grounder,
+    folder: str | Path,
+    backbone: DiffusionBackbone,
+    vocabulary: Vocabulary,
+    taught: Collection[int] = (),
 ) -> None:
     """Write the folder of a grounder that was not measured yet, as a whole or not at all.
 
@@ -44,11 +49,12 @@ def save_grounder(
         folder: Where to; an older grounder there is replaced.
         backbone: Whose features it was trained on.
         vocabulary: Classes and split that it was trained with.
+        taught: See `split_facts`.
 
     Raises:
         ValueError: If the folder holds something else, or the grounder's arguments are not JSON.
     """
-    write_folder(folder, grounder, backbone, split_facts(vocabulary))
+    write_folder(folder, grounder, backbone, split_facts(vocabulary, taught))
 
 
 def write_folder(
@@ -99,15 +105,31 @@ def weights_digest(grounder: Grounder) -> str:
     return total.hexdigest()
 
 
-def split_facts(vocabulary: Vocabulary) -> dict:
-    """Return what a grounder folder says of the vocabulary that the grounder was trained with."""
+def split_facts(vocabulary: Vocabulary, taught: Collection[int] = ()) -> dict:
+    """Return what a grounder folder says of the vocabulary that the grounder was trained with.
+
+    Args:
+        vocabulary: Classes and split.
+        taught: Ids of classes whose masks it has learnt from; the seen ones always count.
+    """
     return {
         "name": vocabulary.name,
         "digest": vocabulary.digest,
         "split": vocabulary.split,
         "seen": [vocabulary[i].name for i in vocabulary.seen],
         "unseen": [vocabulary[i].name for i in vocabulary.unseen],
+        "trained_on": [vocabulary[i].name for i in sorted({*vocabulary.seen, *taught})],
     }
+
+
+def taught_names(config: dict) -> set[str]:
+    """Return the names of the classes whose masks a grounder has learnt from.
+
+    Args:
+        config: Of `read_config`.
+    """
+    vocabulary = config.get("vocabulary") or {}
+    return set(vocabulary.get("trained_on", vocabulary.get("seen", ())))
 
 
 def grounder_config(grounder: Grounder, backbone: DiffusionBackbone, trained_on: dict) -> dict:

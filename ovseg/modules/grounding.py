@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ovseg import controls
 from ovseg.grounders.base import Grounder, check_precision
-from ovseg.grounders.folder import load_grounder, save_grounder
+from ovseg.grounders.folder import load_grounder, read_config, save_grounder, taught_names
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
 from ovseg.modules.common import check_output, stream_names, write_output, write_results
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
@@ -91,7 +91,8 @@ class GroundingModule(ScoredModule):
         """Make the metrics of every stream, load `start`, fail now if `output` cannot be written.
 
         Raises:
-            ValueError: If `start` holds another kind of grounder, or one of another backbone.
+            ValueError: If `start` holds another kind of grounder, one of another backbone, or one
+                that was trained with masks of unseen classes.
         """
         super().setup(stage)
         if self.calibration is not None and stage in ("fit", "validate"):
@@ -107,6 +108,9 @@ class GroundingModule(ScoredModule):
                     f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
                     f"{type(self.grounder).__name__}: name the same class"
                 )
+            names = taught_names(read_config(self.start))
+            taught = {c.id for c in self.vocabulary.classes if c.name in names}
+            self.take_over_masks(taught, f"the grounder in {self.start}")
             self.grounder = loaded.train()  # the loader gives it in eval mode
             self.start = None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
@@ -274,7 +278,8 @@ class GroundingModule(ScoredModule):
         trainer = self.trainer
         if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
             backbone = trainer.datamodule.backbone
-            save_grounder(self.grounder, self.output, backbone, self.vocabulary)
+            facts = self.vocabulary, self.trained_on
+            save_grounder(self.grounder, self.output, backbone, *facts)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the threshold too: it is no tensor of the state dict."""

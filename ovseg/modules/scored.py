@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from itertools import zip_longest
 from typing import Any
 
@@ -83,7 +83,7 @@ class ScoredModule(LightningModule):
             what: What they come from, in words.
 
         Raises:
-            ValueError: If they were; the latter only unless they are allowed.
+            ValueError: If they were; see `take_over_masks` for the latter.
         """
         here = [c.key for c in self.vocabulary.classes]
         there = learnt.get("classes", here)
@@ -99,7 +99,19 @@ class ScoredModule(LightningModule):
                 "training"
             )
         taught = learnt.get("trained_on", ())
-        self.trained_on |= {c.id for c in self.vocabulary.classes if c.key in taught}
+        self.take_over_masks({c.id for c in self.vocabulary.classes if c.key in taught}, what)
+
+    def take_over_masks(self, taught: Collection[int], what: str) -> None:
+        """Refuse weights that were trained with masks of unseen classes, unless they are allowed.
+
+        Args:
+            taught: Ids of the classes whose masks they have learnt from.
+            what: What they come from, in words.
+
+        Raises:
+            ValueError: If they were.
+        """
+        self.trained_on |= set(taught)
         leaked = sorted(self.trained_on & set(self.vocabulary.unseen))
         if leaked and not self.unseen_masks:
             names = ", ".join(self.vocabulary[i].name for i in leaked)
