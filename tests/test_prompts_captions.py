@@ -7,7 +7,10 @@ import re
 from collections import Counter
 
 import pytest
+from acme.annotator import ColorAnnotator
 
+from ovseg.backbones.unet import UNetBackbone
+from ovseg.data.live import LiveStream
 from ovseg.data.prompts_captions import CaptionPrompts
 from ovseg.vocabulary import Vocabulary
 
@@ -153,3 +156,19 @@ def test_files_that_cannot_be_used(tmp_path, vocabulary):
         prompts.request(0, vocabulary, 0)
     with pytest.raises(ValueError, match="index and seed must be >= 0, got -1 and 0"):
         prompts.request(-1, vocabulary, 0)
+
+
+def test_captions_that_the_model_cannot_be_told_are_named_before_it_starts(
+    file, tmp_path, tiny_pipeline, vocabulary
+):
+    """32 tokens fit into the tiny text encoder; one of the three captions in use has more."""
+    backbone = UNetBackbone(tiny_pipeline, ["mid_block"])
+    stream = LiveStream(CaptionPrompts(file), ColorAnnotator("all"), 4)
+    stream.bind(vocabulary)
+    words = "1 of 3 captions of .*captions.txt cannot be drawn by this model, first 'A man on a"
+    with pytest.raises(ValueError, match=f"{words}.*'bus' is cut off.*or lower max_words, 50"):
+        stream.check(backbone)
+    assert not backbone._loaded  # the tokenizer was enough
+    stream = LiveStream(CaptionPrompts(file, max_words=8), ColorAnnotator("all"), 4)
+    stream.bind(vocabulary)
+    stream.check(backbone)

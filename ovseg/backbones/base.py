@@ -52,6 +52,13 @@ class DiffusionBackbone(nn.Module, ABC):
     def load(self) -> None:  # noqa: B027 - optional: a backbone without weights has nothing to load
         """Load the weights now, if they are not yet."""
 
+    def check_request(self, request: Request) -> None:  # noqa: B027 - optional: others find out
+        """Refuse a request that `sample` would refuse, without sampling; the default takes all.
+
+        Raises:
+            ValueError: If the prompt is longer than the model can be told, for example.
+        """
+
     @abstractmethod
     def sample(self, requests: Sequence[Request]) -> DiffusionSample:
         """Generate one image per request, each from a generator seeded by its own seed."""

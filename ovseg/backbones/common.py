@@ -64,7 +64,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         if self._loaded:
             return
         self.feature_spec  # noqa: B018 - a tap that does not exist is told before weights are read
-        self.text = self.TEXT(self.files)
+        self._read_tokenizers()
         self.text.load(self.dtype)
         upcast = self.dtype == torch.float16 and self.config.vae.get("force_upcast")
         self.vae = self.files.load("vae", torch.float32 if upcast else self.dtype)
@@ -99,6 +99,13 @@ class DiffusersBackbone(ConfiguredBackbone):
         return super().train(False)
 
     # The contract
+
+    def check_request(self, request: Request) -> None:
+        self._read_tokenizers()
+        check_names(request)
+        self.text.positions(request)
+        check_prompt(request)
+        self.text.check(request)
 
     @torch.no_grad()
     def sample(self, requests: Sequence[Request]) -> DiffusionSample:
@@ -194,6 +201,11 @@ class DiffusersBackbone(ConfiguredBackbone):
             check_names(request)
         with self._own_precision():
             return [self._names.of(self.text, request) for request in requests]
+
+    def _read_tokenizers(self) -> None:
+        """Make the text encoders, as yet without weights."""
+        if not hasattr(self, "text"):
+            self.text = self.TEXT(self.files)
 
     def _prepare(self, requests: Sequence[Request]) -> tuple[list[Request], list[list[list[int]]]]:
         """Load the weights, and find each entity's tokens, which also checks the prompts."""

@@ -84,7 +84,7 @@ class LiveStream(WritableStream):
         self.prompts.request(0, vocabulary, self.seed)
 
     def check(self, backbone: DiffusionBackbone | None) -> None:
-        """Check that there is a backbone, and that the annotator can read its samples.
+        """Check that there is a backbone, which takes the prompts and gives the annotator enough.
 
         Raises:
             ValueError: If not.
@@ -92,6 +92,7 @@ class LiveStream(WritableStream):
         if backbone is None:
             raise ValueError("a live stream generates its samples: set data.backbone")
         self.annotator.check(backbone)
+        self.prompts.check(backbone, self.vocabulary)
 
     def to(self, device: torch.device) -> None:
         """Move the annotator."""

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.prompts_choice import BalancedChoice, Classes, raw_draws
 from ovseg.data.prompts_weighted import WeightedChoice, weak_classes
 from ovseg.structures import Entity, Request
@@ -28,6 +29,13 @@ class Prompts(ABC):
     @abstractmethod
     def describe(self) -> dict:
         """Return JSON-ready facts for `dataset.json` that tell these prompts from others."""
+
+    def check(self, backbone: DiffusionBackbone, vocabulary: Vocabulary) -> None:  # noqa: B027
+        """Refuse what a backbone cannot be told, where that is known before it is asked.
+
+        Raises:
+            ValueError: If there is something.
+        """
 
     def counts(self) -> dict[str, int]:
         """Return how many of the requests made so far came about in which way; {}: all in one."""
