@@ -84,6 +84,15 @@ def test_sampling_runs(benchmark, tiny_pipeline, tmp_path):
     assert result["machine"]["threads"] >= 1
 
 
+def test_live_training_runs(benchmark, tmp_path):
+    out = tmp_path / "live.json"
+    short = ["--repeats", "1", "--measured", "1", "--batch", "2", "--steps", "2", "--device", "cpu"]
+    benchmark("live").main([*short, "--out", str(out)])
+    result = json.loads(out.read_text())
+    assert set(result["seconds_per_step"]) == {"ahead", "when due"}
+    assert result["times_faster"]["median"] > 0
+
+
 def test_ablations_change_arguments_that_exist(benchmark, tmp_path):
     ablations, settings = benchmark("ablations"), {"split": "1", "seed": 0, "scale": 1.0}
     for name in ("probe", "fusion"):
