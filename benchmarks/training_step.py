@@ -45,7 +45,7 @@ from ovseg.structures import IGNORE, Batch
 from ovseg.vocabulary import Vocabulary
 
 SETS = {
-    "cpu": {"deeplabv3plus_r50": (2, 128, 3), "deeplabv3plus_small": (16, 128, 8)},
+    "cpu": {"deeplabv3plus_r50": (2, 128, 8), "deeplabv3plus_small": (16, 128, 24)},
     "cuda": {"deeplabv3plus_r50": (16, 512, 8), "deeplabv3plus_small": (16, 128, 40)},
 }
 """Images of a step, pixels of a side, measured steps of a round, by where it runs; the small one is

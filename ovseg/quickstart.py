@@ -61,12 +61,15 @@ def main(argv: Sequence[str]) -> int:
     except OSError as error:
         reason = f"cannot write to {out} ({error.strerror}): choose another --out"
         raise PermissionError(reason) from None
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the child is ended too
+    # so that the child is ended too
+    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         run_steps(out, plan(out), {"TOKENIZERS_PARALLELISM": "false"})
     except StepFailed as error:
         print(f"ovseg quickstart: {error}", flush=True)
         return error.code
+    finally:
+        signal.signal(signal.SIGTERM, before)
     from ovseg.report.terminal import show
 
     show(json.loads((out / "report.json").read_text(encoding="utf-8")))

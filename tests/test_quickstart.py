@@ -2,6 +2,7 @@
 
 import json
 import re
+import signal
 from pathlib import Path
 
 import pytest
@@ -154,7 +155,9 @@ def test_a_failing_stage_gives_its_exit_code(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         quickstart, "plan", lambda out: [quickstart.Step("a", "stage 0", "a", ("nonsense",))]
     )
+    before = signal.getsignal(signal.SIGTERM)
     assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    assert signal.getsignal(signal.SIGTERM) == before
     printed = capfd.readouterr()
     assert "stage 0 ended with exit code 2" in printed.out
     assert "no verb 'nonsense'" in printed.err

@@ -35,7 +35,7 @@ FACTS = {
     "agreement": "agreement",
     "clip": "clip",
 }
-"""What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``."""
+"""What a list of ``KEY.json`` holds: ``{field there: attribute of Facts}``, in the order there."""
 
 SINCE_2 = ("area", "components", "uncertain", "border", "verdict")
 """Fields of ``KEY.json`` of which a sample of format 1 has none, any other all."""
@@ -245,8 +245,7 @@ def _record(stored: dict) -> Record:
     columns = {name: stored.get(key, absent) for key, name in FACTS.items()}
     for name in EXTRAS:
         columns[name] = [None if value == MISSING else value for value in columns[name]]
-    rows = zip(names, *columns.values(), strict=True)
-    facts = [Facts(name, **dict(zip(columns, row, strict=True))) for name, *row in rows]
+    facts = [Facts._make(row) for row in zip(names, *columns.values(), strict=True)]
     verdict = stored.get("verdict", [""] * len(names))
     return Record(request, facts, stored["timesteps"], verdict)
 
