@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 import threading
@@ -38,11 +39,17 @@ class EndAtSigterm(Callback):
 def end_at_sigterm(trainer: Trainer | None = None) -> Callable[[], None]:
     """Install the handler; return what brings the one before back.
 
+    A process that is forked from this one, as a loader's worker is, ends without a word and without
+    Python's own way out, which can wait for ever for threads that it has not inherited.
+
     Args:
         trainer: Whose processes are ended too.
     """
+    process = os.getpid()
 
     def end(signum: int, frame: object) -> None:
+        if os.getpid() != process:
+            os._exit(128 + signum)
         print("ovseg: ended by SIGTERM", file=sys.stderr, flush=True)
         launcher = trainer.strategy.launcher if trainer is not None else None
         if launcher is not None:
