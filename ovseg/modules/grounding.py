@@ -278,8 +278,7 @@ class GroundingModule(ScoredModule):
         trainer = self.trainer
         if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
             backbone = trainer.datamodule.backbone
-            facts = self.vocabulary, self.trained_on
-            save_grounder(self.grounder, self.output, backbone, *facts)
+            save_grounder(self.grounder, self.output, backbone, self.vocabulary, self.trained_on)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the threshold too: it is no tensor of the state dict."""
