@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ovseg.annotators.base import Annotator
+from ovseg.annotators.base import Annotator, taught_by
 from ovseg.annotators.grounder import GrounderAnnotator
 from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.backbones.base import DiffusionBackbone
@@ -96,7 +96,7 @@ def _look(
     for part in (annotator, grounder):
         part.check(backbone)
         part.to(args.device)
-    asked = set(annotator.describe()["requested_classes"])
+    asked, _ = taught_by(annotator, vocabulary)
     words = {
         place: (vocabulary[name.class_id], name.name)
         for place, name in enumerate(names)

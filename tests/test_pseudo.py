@@ -104,6 +104,14 @@ def test_labels_that_are_kept_are_completed(vocabulary):
     assert stream.describe()["annotator"]["requested_classes"] == [2, 5, 7]
 
 
+def test_who_does_not_say_counts_as_taught_all(vocabulary, monkeypatch):
+    every = [c.id for c in vocabulary.classes]
+    monkeypatch.setattr(Reader, "describe", lambda self: {"source": "reader"})
+    stream = bound(PseudoLabelStream(Images(), Reader()), vocabulary)
+    assert stream.taught_classes() == set(every)
+    assert stream.describe()["annotator"]["trained_on"] == every
+
+
 def test_images_of_a_mixture(vocabulary):
     stream = bound(PseudoLabelStream(MixtureStream([Images(), Images()]), Reader()), vocabulary)
     stream.check(None)

@@ -14,7 +14,7 @@ from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 from ovseg import compare
 from ovseg.augment import Augmentation
 from ovseg.clipart.stream import DrawnScenes
-from ovseg.data.base import Stream
+from ovseg.data.base import UNSEEN_NAMES, Stream
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.data.shards import ShardStream
 from ovseg.modules.segmentation import SegmentationModule
@@ -100,6 +100,10 @@ def test_whose_masks_a_stream_teaches(tmp_path, monkeypatch):
     silent = ShardStream(str(write_dataset(tmp_path / "silent")))
     silent.bind(words)
     assert silent.taught_classes() == set(range(1, 11))  # who does not say counts as trained
+    assert stream.taught_classes() == set(range(1, 11))
+    del facts["requested_classes"]
+    assert stream.taught_classes() == {c.id for c in words.classes}
+    assert stream.practices() == {UNSEEN_NAMES}
     scenes = DrawnScenes(3, 0, classes="seen")
     scenes.bind(words)
     assert scenes.taught_classes() == set(words.seen)

@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovseg.annotators.base import Annotator
+from ovseg.annotators.base import Annotator, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
@@ -62,12 +62,13 @@ class AgreementAnnotator(Annotator):
         ``trained_on`` are the classes of either, for samples may be chosen by their agreement.
         """
         first, second = self.first.describe(), self.second.describe()
-        either = set(first["trained_on"]) | set(second["trained_on"])
+        asked, trained = taught_by(self.first, self.vocabulary)
+        _, others = taught_by(self.second, self.vocabulary)
         return {
             "source": f"agreement of {first['source']} and {second['source']}",
             "digest": f"{first['digest']}+{second['digest']}",
-            "requested_classes": first["requested_classes"],
-            "trained_on": sorted(either),
+            "requested_classes": sorted(asked),
+            "trained_on": sorted(trained | others),
             "first": first,
             "second": second,
         }

@@ -37,8 +37,20 @@ class Annotator(nn.Module, ABC):
         """Return JSON-ready facts for `dataset.json`.
 
         ``requested_classes``: ids that it was asked for; ``trained_on``: ids whose masks it has
-        been trained with; ``source``; ``digest``.
+        been trained with; ``source``; ``digest``. Leaving out one of the first two says: all.
         """
+
+
+def taught_by(annotator: Annotator, vocabulary: Vocabulary) -> tuple[set[int], set[int]]:
+    """Return the classes that an annotator was asked for, and those it was trained with.
+
+    One that does not say counts as asked for, and trained with, all of the vocabulary.
+    """
+    facts = annotator.describe()
+    values = (facts.get(key) for key in ("requested_classes", "trained_on"))
+    every = [c.id for c in vocabulary.classes]
+    asked, trained = (set(every if value is None else value) for value in values)
+    return asked, trained
 
 
 class AroundAnnotator(Annotator):

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ovseg.annotators.base import Annotator
+from ovseg.annotators.base import Annotator, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import UNSEEN_NAMES, WritableStream
 from ovseg.data.prompts import Prompts
@@ -114,12 +114,12 @@ class LiveStream(WritableStream):
 
     def taught_classes(self) -> set[int]:
         """Return the classes that the annotator is asked for and was trained with."""
-        facts = self.annotator.describe()
-        return set(facts.get("requested_classes") or ()) & set(facts.get("trained_on") or ())
+        asked, trained = taught_by(self.annotator, self.vocabulary)
+        return asked & trained
 
     def practices(self) -> set[str]:
         """Return whether the annotator is asked for unseen classes, which are then prompted."""
-        asked = set(self.annotator.describe().get("requested_classes") or ())
+        asked, _ = taught_by(self.annotator, self.vocabulary)
         return {UNSEEN_NAMES} if asked & set(self.vocabulary.unseen) else set()
 
     def __len__(self) -> int:

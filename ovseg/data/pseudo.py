@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovseg.annotators.base import Annotator
+from ovseg.annotators.base import Annotator, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import PSEUDO_LABELS, Stream, WritableStream
 from ovseg.quality import Filter
@@ -116,11 +116,10 @@ class PseudoLabelStream(WritableStream):
 
     def _facts(self) -> dict:
         """Return what the annotator says of itself, the classes of kept labels included."""
-        facts = self.annotator.describe()
+        asked, trained = taught_by(self.annotator, self.vocabulary)
         kept = self.images.taught_classes() if self.keep_labels else set()
-        for key in ("requested_classes", "trained_on"):
-            facts[key] = sorted({*(facts.get(key) or ()), *kept})
-        return facts
+        said = {"requested_classes": sorted(asked | kept), "trained_on": sorted(trained | kept)}
+        return {**self.annotator.describe(), **said}
 
     def __len__(self) -> int:
         return len(self.images)
