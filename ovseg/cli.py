@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
+from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -91,7 +92,10 @@ class CLI(LightningCLI):
     def _then_test(self, ckpt_path: str | None) -> None:
         if self._get(self.config, "then_test"):
             verbose = not self._has_tables()
-            data = self.datamodule
+            data, callbacks = self.datamodule, self.trainer.callbacks
+            # one that still averages takes the checkpoint's last weights for its average
+            kept = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
+            self.trainer.callbacks = kept
             self.trainer.test(self.model, datamodule=data, ckpt_path=ckpt_path, verbose=verbose)
             self.after_test()
 
@@ -184,6 +188,8 @@ def quiet() -> None:
         ".*does not have many workers.*",
         ".*smaller than the logging interval.*",
         ".*Checkpoint directory .* exists and is not empty.*",
+        ".*callbacks used to create the checkpoint need to be provided.*WeightAveraging.*",
+        ".*the WeightAveraging callback, but loading a checkpoint outside the 'fit' stage.*",
         ".*`torch.jit.script` is deprecated.*",
         ".*isinstance.treespec, LeafSpec.* is deprecated.*",
     ):

@@ -71,6 +71,41 @@ def test_the_shipped_layer(tmp_path, monkeypatch):
     assert main(["fit", "-c", "stage.yaml", "-c", str(layer)]) == 0
 
 
+def test_then_test_scores_the_average(tmp_path, monkeypatch):
+    """As `test` scores the same checkpoint later."""
+    monkeypatch.chdir(tmp_path)
+    stage = config()
+    keep = {"dirpath": "kept", "every_n_train_steps": 1, "save_last": True}
+    path = "lightning.pytorch.callbacks.ModelCheckpoint"
+    stage["trainer"]["callbacks"] = [{"class_path": path, "init_args": keep}]
+    stage["trainer"].update(enable_checkpointing=True, max_steps=5)
+    stage["model"]["init_args"]["optimizer"] = {
+        "class_path": "torch.optim.SGD",
+        "init_args": {"lr": 0.5},
+    }
+    scenes = {"class_path": "ovseg.clipart.stream.DrawnScenes", "init_args": {"size": 4, "seed": 5}}
+    stage["data"]["init_args"]["test"] = {"drawn": scenes}
+    (tmp_path / "stage.yaml").write_text(yaml.safe_dump(stage))
+    layers = ["-c", "stage.yaml", "-c", str(ROOT / "configs" / "trainer" / "ema.yaml")]
+    scored = []
+    end = SegmentationModule.on_test_epoch_end
+
+    def record(module):
+        scored.append({k: v.clone() for k, v in module.state_dict().items()})
+        end(module)
+
+    monkeypatch.setattr(SegmentationModule, "on_test_epoch_end", record)
+    assert main(["fit", *layers, "--then_test", "true"]) == 0
+    results = (tmp_path / "results.json").read_text()
+    assert main(["test", *layers, "--ckpt_path", "kept/last.ckpt"]) == 0
+    saved = torch.load("kept/last.ckpt", weights_only=True)
+    for weights in scored:
+        for key, value in saved["state_dict"].items():
+            assert torch.equal(weights[key], value)
+    assert not all(torch.equal(saved["current_model_state"][k], v) for k, v in scored[0].items())
+    assert len(scored) == 2 and (tmp_path / "results.json").read_text() == results
+
+
 @pytest.mark.parametrize("buffers", [True, False])
 def test_the_average_takes_batch_norm_with_it(buffers, tmp_path):
     class Normed(PixelSegmenter):
