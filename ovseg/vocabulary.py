@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -174,3 +175,18 @@ class Vocabulary:
         if which not in groups:
             raise ValueError(f"classes must be one of {', '.join(groups)}, got {which!r}")
         return groups[which]
+
+    def matched(self, labels: Sequence[str]) -> list[int]:
+        """Return the class id that each label of a model or a dataset names, 0 if none.
+
+        A label may be several words for one thing, "sofa, couch"; names and keys go before
+        synonyms and plurals.
+        """
+        words = {_plain(w): c.id for c in self.classes for w in (*c.synonyms, c.plural)}
+        words |= {_plain(w): c.id for c in self.classes for w in (c.key, c.name)}
+        parts = ([_plain(part) for part in re.split("[,;]", label)] for label in labels)
+        return [next((words[part] for part in some if part in words), 0) for some in parts]
+
+
+def _plain(word: str) -> str:
+    return word.replace("_", " ").strip().lower()

@@ -75,14 +75,61 @@ def test_an_older_folder_that_names_no_masks_stands_for_all(supervised, tmp_path
         module(weights={"checkpoint": str(tmp_path / FOLDER)})
 
 
-def test_public_weights_say_nothing(supervised, tmp_path):
+def plain(supervised: Path) -> dict:
+    """Return the tensors of a trained network under mmseg's names."""
     state = torch.load(supervised / CHECKPOINT, weights_only=True)["state_dict"]
-    torch.save({"state_dict": state, "classes": ["wall", "sky"]}, tmp_path / "plain.pth")
+    prefix = "segmenter.model."
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
+def test_public_backbones_say_nothing(supervised, tmp_path):
+    state = {k: v for k, v in plain(supervised).items() if k.startswith("backbone.")}
+    images = {"dataset_meta": {"classes": ["umbrella", "cat"]}}  # whole images had these labels
+    torch.save({"state_dict": state, "meta": images}, tmp_path / "plain.pth")
     save_file(state, tmp_path / "model.safetensors")
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "segformer"}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "resnet"}))
     for name in ("plain.pth", "model.safetensors"):
-        made = module(weights={"checkpoint": str(tmp_path / name)})
+        made = module(weights={"pretrained": str(tmp_path / name)})
         assert made.segmenter.learnt_from == {} and kept(made)["trained_on"] == []
+
+
+@pytest.mark.parametrize("argument", ["checkpoint", "pretrained"])
+def test_networks_that_name_no_classes_stand_for_all(argument, supervised, tmp_path):
+    torch.save({"state_dict": plain(supervised), "classes": ["wall"]}, tmp_path / "plain.pth")
+    save_file(plain(supervised), tmp_path / "model.safetensors")
+    for name in ("plain.pth", "model.safetensors"):
+        weights = {argument: str(tmp_path / name)}
+        with pytest.raises(ValueError, match=BOUND):
+            module(weights=weights)
+        allowed = kept(module(weights=weights, unseen_masks=True))
+        assert allowed["trained_on"] == [c.key for c in WORDS.classes]
+
+
+def named(supervised: Path, path: Path, names: list[str]) -> dict[str, str]:
+    """Write a checkpoint of MMEngine's Runner that names its channels; return the argument."""
+    meta = {"dataset_meta": {"classes": tuple(names)}}
+    torch.save({"state_dict": plain(supervised), "meta": meta}, path)
+    return {"checkpoint": str(path)}
+
+
+def test_a_network_that_names_its_classes(supervised, tmp_path):
+    """In the vocabulary's order, by any of its words, it has seen masks of all."""
+    names = ["background", *(c.synonyms[0] if c.synonyms else c.name for c in WORDS.classes)]
+    assert names[1:] != [c.key for c in WORDS.classes]
+    weights = named(supervised, tmp_path / "named.pth", names)
+    with pytest.raises(ValueError, match=f"the segmenter's checkpoint {BOUND}"):
+        module(weights=weights, protocol="clipart_1")
+    allowed = kept(module(weights=weights, unseen_masks=True))
+    assert allowed["trained_on"] == [c.key for c in WORDS.classes]
+    weights = named(supervised, tmp_path / "moved.pth", [*names[:1], *names[:0:-1]])
+    with pytest.raises(ValueError, match="number 1, drum there and car here: .* in another"):
+        module(weights=weights, unseen_masks=True)
+
+
+def test_only_the_named_classes_were_taught(supervised, tmp_path):
+    weights = named(supervised, tmp_path / "few.pth", ["wall", "cat, kitten", "Automobile"])
+    made = module(weights={"pretrained": weights["checkpoint"]}, unseen_masks=True)
+    assert kept(made)["trained_on"] == ["car", "cat"]
 
 
 @pytest.mark.parametrize("file", [CHECKPOINT, FOLDER])

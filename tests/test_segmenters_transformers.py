@@ -1,7 +1,9 @@
 """SegFormer, MaskFormer and Mask2Former as segmenters: tiny, random, without a network."""
 
 import functools
+import json
 import pickle
+from pathlib import Path
 
 import pytest
 import tiny_transformers as tiny
@@ -108,13 +110,28 @@ def test_pretrained_weights_with_a_new_head(kind, folders, batch, capsys):
     assert torch.equal(again.model.state_dict()[head[0]], stored[head[0]])
 
 
+def test_what_it_says_of_its_training(kind, tmp_path):
+    names = ["background", *tiny.LABELS[1:]]
+    folder = tiny.save(BUILT[kind], tmp_path / "named")
+    path = Path(folder) / "config.json"
+    stored = json.loads(path.read_text())
+    path.write_text(json.dumps({**stored, "id2label": dict(enumerate(names))}))
+    taken = TransformersSegmenter(LABELS, model=folder).learnt_from
+    assert taken == {"classes": names[1:], "trained_on": names[1:]}
+    assert TransformersSegmenter(4, model=folder).learnt_from == {"trained_on": names[1:]}
+    nameless = {str(number): f"LABEL_{number}" for number in range(LABELS)}
+    path.write_text(json.dumps({**stored, "id2label": nameless}))
+    assert TransformersSegmenter(LABELS, model=folder).learnt_from == {"trained_on": ["*"]}
+    assert TransformersSegmenter(4, config=config(kind)).learnt_from == {}
+
+
 def test_an_encoder_without_a_decoder(tmp_path, capsys):
     """As nvidia/mit-b0 is: a SegFormer's encoder with ImageNet's classifier."""
     from transformers import SegformerForImageClassification
 
     model = SegformerForImageClassification(tiny.segformer()[0].config)
     model.save_pretrained(tmp_path)
-    TransformersSegmenter(4, model=str(tmp_path))
+    assert TransformersSegmenter(4, model=str(tmp_path)).learnt_from == {}
     line = capsys.readouterr().out
     assert "newly made: decode_head." in line and "more; not used: classifier.bias" in line
     torch.testing.assert_close(

@@ -213,3 +213,10 @@ def test_a_file_that_is_no_yaml_is_one_line(tmp_path, text, why):
     with pytest.raises(ValueError, match=f"^vocabulary '{path}' is no YAML: {why}") as raised:
         Vocabulary.load(path)
     assert "\n" not in str(raised.value)
+
+
+def test_labels_of_a_model():
+    voc = Vocabulary.load("voc", "1")
+    labels = ["Potted_Plant", "television receiver, TV", "couch;settee", "tree", "people"]
+    assert voc.matched(labels) == [16, 20, 18, 0, 15]
+    assert voc.matched(["fish", "bicycle"]) == [0, 2]

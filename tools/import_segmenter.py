@@ -10,7 +10,6 @@ import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,12 +17,12 @@ from torch import Tensor, nn
 from ovseg.errors import one_line
 from ovseg.kept import check_replaceable
 from ovseg.segmenters.folder import save_segmenter
+from ovseg.segmenters.loading import BACKGROUND, class_names
 from ovseg.segmenters.mmseg import MMSegSegmenter
 from ovseg.segmenters.mmseg_config import normalisation, read_config
 from ovseg.segmenters.mmseg_weights import read_checkpoint, state_of
 from ovseg.vocabulary import Vocabulary
 
-BACKGROUND = "background"
 CLASSIFIER = re.compile(r"decode_head\.(\d+\.)?conv_seg\.weight$")
 
 
@@ -89,14 +88,6 @@ def run(config: Path, checkpoint: Path, out: Path, vocabulary: Vocabulary, train
     _say(checkpoint, segmenter, source, _order(order), keys)
 
 
-def class_names(checkpoint: Any) -> list[str] | None:
-    """Return the names of the channels, as MMSegmentation 1 or 0 notes them, if it did."""
-    meta = _under(checkpoint, "meta")
-    names = _under(meta, "dataset_meta").get("classes") or meta.get("CLASSES")
-    readable = isinstance(names, list | tuple) and all(isinstance(name, str) for name in names)
-    return list(names) if names and readable else None
-
-
 def class_order(names: Sequence[str], vocabulary: Vocabulary) -> list[int]:
     """Return the channel of each class id, background first.
 
@@ -141,11 +132,6 @@ def _heads(network: nn.Module) -> Iterable[nn.Module]:
         head = getattr(network, name, None)
         if head is not None:
             yield from head if isinstance(head, nn.ModuleList) else [head]
-
-
-def _under(node: Any, key: str) -> Mapping:
-    value = node.get(key) if isinstance(node, Mapping) else None
-    return value if isinstance(value, Mapping) else {}
 
 
 def _count(names: Sequence[str] | None, state: Mapping[str, Tensor]) -> int | None:

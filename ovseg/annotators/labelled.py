@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import warnings
 from abc import abstractmethod
 from collections.abc import Sequence
@@ -63,7 +62,7 @@ class LabelledAnnotator(Annotator):
             ValueError: If no class that is asked for has a label.
         """
         super().bind(vocabulary)
-        self.class_of = classes_of(self.labels, vocabulary)
+        self.class_of = vocabulary.matched(self.labels)
         asked = vocabulary.select(self.classes)
         self.requested = [i for i in asked if i in self.class_of]
         if not self.requested:
@@ -119,21 +118,6 @@ class LabelledAnnotator(Annotator):
             "trained_on": sorted(set(self.class_of) - {0}),
             "min_score": self.min_score,
         }
-
-
-def classes_of(labels: Sequence[str], vocabulary: Vocabulary) -> list[int]:
-    """Return the class id that each label of a model names, 0 if none.
-
-    A label may be several words for one thing, "sofa, couch"; names and keys go before synonyms.
-    """
-    words = {_plain(w): c.id for c in vocabulary.classes for w in (*c.synonyms, c.plural)}
-    words |= {_plain(w): c.id for c in vocabulary.classes for w in (c.key, c.name)}
-    parts = ([_plain(part) for part in re.split("[,;]", label)] for label in labels)
-    return [next((words[part] for part in some if part in words), 0) for some in parts]
-
-
-def _plain(word: str) -> str:
-    return word.replace("_", " ").strip().lower()
 
 
 def _shortened(labels: Sequence[str], count: int = 20) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
@@ -11,7 +11,13 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 
 from ovseg.modules.common import check_writable, train_stream, write_results
+from ovseg.segmenters.base import EVERY
 from ovseg.vocabulary import Vocabulary
+
+ORDERED = (
+    "; its classes are the same in another order, into the vocabulary's those of MMSegmentation "
+    "are brought by tools/import_segmenter.py"
+)
 
 
 class ScoredModule(LightningModule):
@@ -86,7 +92,7 @@ class ScoredModule(LightningModule):
             ValueError: If they were; see `take_over_masks` for the latter.
         """
         here = [c.key for c in self.vocabulary.classes]
-        there = learnt.get("classes", here)
+        there = self._keys(learnt.get("classes", here))
         if there != here:
             pairs = zip_longest(there, here, fillvalue="none")
             number, (theirs, ours) = next(
@@ -96,10 +102,17 @@ class ScoredModule(LightningModule):
                 f"{what} was trained on {len(there)} classes, vocabulary "
                 f"{self.vocabulary.name!r} has {len(here)}; the first that differs is number "
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
-                "training"
+                f"training{ORDERED if sorted(there) == sorted(here) else ''}"
             )
         taught = learnt.get("trained_on", ())
-        self.take_over_masks({c.id for c in self.vocabulary.classes if c.key in taught}, what)
+        every = {c.id for c in self.vocabulary.classes}
+        ids = every if EVERY in taught else set(self.vocabulary.matched(taught)) - {0}
+        self.take_over_masks(ids, what)
+
+    def _keys(self, names: Sequence[str]) -> list[str]:
+        """Return the keys of classes by any of their words; what names none stays as it is."""
+        ids = self.vocabulary.matched(names)
+        return [self.vocabulary[i].key if i else name for i, name in zip(ids, names, strict=True)]
 
     def take_over_masks(self, taught: Collection[int], what: str) -> None:
         """Refuse weights that were trained with masks of unseen classes, unless they are allowed.

@@ -99,7 +99,9 @@ def read_state(path: str) -> tuple[dict[str, Tensor], dict[str, list[str]]]:
         ValueError: If it is damaged, or holds anything else.
     """
     content = read_checkpoint(path)
-    return state_of(content, path), said_of_training(path, content)
+    state = state_of(content, path)
+    whole = any("decode_head." in key for key in state)
+    return state, said_of_training(path, content, whole)
 
 
 def read_checkpoint(path: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from ovseg.checkpoint import Checkpoint
 from ovseg.losses_segmentation import CrossEntropy, PixelLoss
 from ovseg.pretrained import quiet
 from ovseg.segmenters.base import Segmenter
-from ovseg.segmenters.loading import say_loaded
+from ovseg.segmenters.loading import said_by_names, say_loaded
 from ovseg.segmenters.normalise import IMAGENET_MEAN, IMAGENET_STD, Normalise
 from ovseg.segmenters.queries import on_pixels, on_points, query_loss, semantic_logits
 
@@ -29,6 +30,10 @@ HEADS = {
     "mask2former": ("class_predictor.", "criterion."),
 }
 """What may be newly made beside pretrained weights."""
+CLASSIFIER = re.compile(r"class_predictor\.|\.classifier\.")
+"""In the name of the tensors whose rows are the classes."""
+UNNAMED = re.compile(r"LABEL_\d+")
+"""What transformers calls a class that nobody has named."""
 MASK_LOSSES = {"maskformer": on_pixels, "mask2former": on_points}
 """How the masks of queries are supervised, where a model answers by queries."""
 
@@ -75,7 +80,7 @@ class TransformersSegmenter(Segmenter):
         if model is not None:
             checkpoint = Checkpoint(model, revision, local_files_only)
             self.kind = _family(checkpoint.config.model_type)
-            self.model = _load(checkpoint, num_classes)
+            self.model, self.learnt_from = _load(checkpoint, num_classes)
         else:
             self.kind = _family(config.get("model_type"))
             self.model = _build(config, num_classes)
@@ -144,8 +149,12 @@ def _build(config: dict[str, Any], num_classes: int) -> nn.Module:
         ) from error
 
 
-def _load(checkpoint: Checkpoint, num_classes: int) -> nn.Module:
-    """Load pretrained weights, and say what was newly made for these classes."""
+def _load(checkpoint: Checkpoint, num_classes: int) -> tuple[nn.Module, dict[str, list[str]]]:
+    """Load pretrained weights, and say what was newly made for these classes.
+
+    Returns:
+        The model, and its `learnt_from`.
+    """
     kind = checkpoint.config.model_type
     options = {
         "num_labels": num_classes,
@@ -162,4 +171,14 @@ def _load(checkpoint: Checkpoint, num_classes: int) -> nn.Module:
             f"tensors are missing or of another shape, {wrong[0]} for one"
         )
     say_loaded(checkpoint.source, len(model.state_dict()), made, facts["unexpected_keys"])
-    return model.train()
+    new = any(CLASSIFIER.search(key) for key in made)
+    return model.train(), _said_of_training(checkpoint.config, new)
+
+
+def _said_of_training(config: Any, new_classifier: bool) -> dict[str, list[str]]:
+    """Return what a model's config says of its training, as `Segmenter.learnt_from` has it."""
+    if not any("Segmentation" in name for name in config.architectures or ()):
+        return {}
+    names = [config.id2label[number] for number in sorted(config.id2label)]
+    said = said_by_names(None if all(map(UNNAMED.fullmatch, names)) else names)
+    return {key: value for key, value in said.items() if key != "classes" or not new_classifier}
