@@ -87,6 +87,11 @@ class Augmentation(Views):
         generator = torch.Generator().manual_seed(int(mixed[0]))
         images = self._colours(images.float(), generator)
         theta = self._affine(len(images), generator).to(images.device)
+        with torch.autocast(images.device.type, enabled=False):  # bfloat16 has 8 bits for a place
+            return self._moved(images, labels, theta)
+
+    def _moved(self, images: Tensor, labels: Tensor, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Return images and labels as seen through maps ``(B, 2, 3)``."""
         grid = F.affine_grid(theta, list(images.shape), align_corners=False)
         view = {"padding_mode": "reflection", "align_corners": False}
         seen = F.grid_sample(images, grid, mode="bilinear", **view)

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import random
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, redirect_stdout
+from collections.abc import Callable, Sequence
+from contextlib import redirect_stdout
 from io import StringIO
 from typing import Any
 
@@ -15,6 +14,7 @@ from torch import Tensor
 
 from ovseg.augment import Views
 from ovseg.errors import importing_mmseg
+from ovseg.seeded import seeded
 from ovseg.tuples import tuples
 
 
@@ -54,10 +54,11 @@ class MMSegAugmentation(Views):
             Images, uint8 RGB, and labels, all of one size.
 
         Raises:
-            ValueError: If a transform leaves no image, or images of different sizes.
+            ValueError: If a transform cannot be applied to an image that is loaded, or leaves none,
+                or images of different sizes.
         """
         pixels = images.flip(1).permute(0, 2, 3, 1).cpu().numpy()  # OpenCV's BGR, channels last
-        with _seeded((self.seed, step, rank)):
+        with seeded((self.seed, step, rank)):
             pairs = [self._view(*pair) for pair in zip(pixels, labels.cpu().numpy(), strict=True)]
         sizes = {f"{ids.shape[0]} x {ids.shape[1]}" for _, ids in pairs}
         if len(sizes) > 1:
@@ -78,26 +79,36 @@ class MMSegAugmentation(Views):
             "seg_fields": ["gt_seg_map"],
         }
         for transform in self.transforms:
-            sample = transform(sample)
-            if sample is None:
-                raise ValueError(f"{type(transform).__name__} left nothing of an image")
+            sample = _applied(transform, sample)
         view = np.clip(np.rint(sample["img"]), 0, 255).astype(np.uint8)[..., ::-1]
         ids = np.ascontiguousarray(sample["gt_seg_map"]).astype(np.int64)
         return torch.from_numpy(view.copy()).permute(2, 0, 1), torch.from_numpy(ids)
 
 
-@contextmanager
-def _seeded(key: Sequence[int]) -> Iterator[None]:
-    """Seed the generators that transforms draw from, and put them back."""
-    before = np.random.get_state(), random.getstate()
-    first, second = np.random.SeedSequence(key).generate_state(2)
-    np.random.seed(first)
-    random.seed(int(second))
+def _applied(transform: Callable[[dict], Any], sample: dict[str, Any]) -> dict[str, Any]:
+    """Apply a transform to a sample, and check that it leaves an image and its labels.
+
+    Raises:
+        ValueError: If it fails, or does not.
+    """
+    name = type(transform).__name__
     try:
-        yield
-    finally:
-        np.random.set_state(before[0])
-        random.setstate(before[1])
+        left = transform(sample)
+    except MemoryError:
+        raise
+    except Exception as error:  # each fails in its own way
+        reason = " ".join(f"{type(error).__name__}: {error}".split())
+        raise ValueError(
+            f"the transform {name} cannot be applied to an image and its label map that are loaded "
+            f"({reason}): mend its arguments, or leave it out if it is one of loading or packing"
+        ) from None
+    if left is None:
+        raise ValueError(f"{name} left nothing of an image")
+    if not {"img", "gt_seg_map"} <= set(left):
+        raise ValueError(
+            f"the transform {name} leaves no image with a label map: leave out loading and packing"
+        )
+    return left
 
 
 def _build(transforms: Sequence[dict]) -> list[Any]:

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import argparse
 import json
-import zipfile
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -90,10 +90,11 @@ def read(source: Path) -> dict[str, Stream]:
     for file in (path, images):
         if not file.is_file():
             raise FileNotFoundError(f"no {file}: `ovseg test` of a segmenter writes it")
+    text, content = path.read_bytes(), images.read_bytes()
     try:
-        results = json.loads(path.read_text(encoding="utf-8"))
-        with np.load(images, allow_pickle=False) as arrays:
-            groups = {"seen": arrays["seen"], "unseen": arrays["unseen"]}
+        results = json.loads(text)
+        with np.load(BytesIO(content), allow_pickle=False) as arrays:
+            groups = {key: arrays[key].astype(np.int64) for key in ("seen", "unseen")}
             streams = {
                 name: Stream(
                     facts=scores["protocol"],
@@ -105,7 +106,9 @@ def read(source: Path) -> dict[str, Stream]:
                 )
                 for name, scores in results.items()
             }
-    except (KeyError, TypeError, ValueError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+        for stream in streams.values():
+            _check_shapes(stream)
+    except Exception as error:  # of damaged bytes numpy and zipfile raise a dozen kinds
         raise ValueError(
             f"{path} and {IMAGES} beside it are not those of a test of a segmenter: "
             f"{type(error).__name__}: {error}"
@@ -113,6 +116,17 @@ def read(source: Path) -> dict[str, Stream]:
     for name, stream in streams.items():
         _check_whole(path, name, stream)
     return streams
+
+
+def _check_shapes(stream: Stream) -> None:
+    """Refuse arrays that cannot be the areas of single images."""
+    if stream.areas.ndim != 3 or stream.areas.shape[:2] != (*stream.indices.shape, 3):
+        raise ValueError(
+            f"areas of shape {stream.areas.shape} of images of shape {stream.indices.shape}"
+        )
+    ids = np.concatenate([stream.seen, stream.unseen])
+    if ((ids < 0) | (ids >= stream.areas.shape[2])).any():
+        raise ValueError(f"classes {ids.tolist()} of {stream.areas.shape[2]}")
 
 
 def _check_whole(path: Path, name: str, stream: Stream) -> None:

@@ -52,6 +52,16 @@ class Inference:
             "scales": self.scales,
         }
 
+    def in_words(self) -> str:
+        """Say windows and sizes; nothing if an image is seen at once, as it is."""
+        parts = []
+        if self.crop is not None:
+            every = f" every {self.stride}" if self.stride != self.crop else ""
+            parts.append(f"in windows of {self.crop} pixels{every}")
+        if self.scales != [1.0]:
+            parts.append(f"scaled by {', '.join(f'{scale:g}' for scale in self.scales)}")
+        return f"seen {' and '.join(parts)}" if parts else ""
+
     def __call__(self, segmenter: Segmenter, images: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` in 0..255 to logits ``(B, N, H, W)``."""
         total, count = 0, 0

@@ -225,8 +225,14 @@ def _fitting_rows(protocol: Protocol) -> int:
     return sum(row.incomparable is None for row in protocol.published)
 
 
-def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
-    """Say a protocol in some sentences."""
+def words(protocol: Protocol, vocabulary: Vocabulary, seen: str = "") -> str:
+    """Say a protocol in some sentences.
+
+    Args:
+        protocol: What is scored.
+        vocabulary: Its classes.
+        seen: How the segmenter sees an image, as `Inference.in_words` says it.
+    """
     unseen = ", ".join(vocabulary[i].name for i in vocabulary.unseen)
     allowed = {
         "the names of unseen classes": protocol.unseen_names,
@@ -241,7 +247,8 @@ def words(protocol: Protocol, vocabulary: Vocabulary) -> str:
         f"{len(vocabulary.unseen)} unseen classes ({unseen}); {SETTINGS[protocol.setting]}. "
         f"{_background(protocol)} Training may use {used}; "
         f"{UNSEEN_PIXELS[protocol.unseen_pixels]}. {count} images are scored {size}, "
-        f"{'averaged with their mirror images' if protocol.flips else 'unmirrored'}."
+        f"{'averaged with their mirror images' if protocol.flips else 'unmirrored'}"
+        f"{f', {seen}' if seen else ''}."
     )
 
 

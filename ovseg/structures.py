@@ -212,6 +212,8 @@ class Batch:
         labels: ``(B, H, W)`` int64 class ids, 0 background, 255 ignore.
         sizes: ``(B, 2)`` int64 height and width of each image before it was padded at the right and
             at the bottom; None if none was.
+        original_sizes: ``(B, 2)`` int64 height and width of each image as it was read, before any
+            transform; None if that is not known.
         found: ``(B, K)`` bool: entity was found by the annotator.
         latents: ``(B, S, C, h, w)``, see `DiffusionSample`.
         timesteps: ``(S,)``.
@@ -226,6 +228,7 @@ class Batch:
     images: Tensor | None = None
     labels: Tensor | None = None
     sizes: Tensor | None = None
+    original_sizes: Tensor | None = None
     found: Tensor | None = None
     latents: Tensor | None = None
     timesteps: Tensor | None = None

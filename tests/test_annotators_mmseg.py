@@ -120,7 +120,22 @@ def test_what_it_has_learnt_from_comes_from_the_folder(words, tmp_path):
     annotator.bind(words)
     facts = annotator.describe()
     assert facts["requested_classes"] == list(range(1, 21))
-    assert facts["trained_on"] == sorted(words.seen)
+    assert facts["trained_on"] == sorted(words.seen) and "practices" not in facts
+    done = ["pseudo-labels of real images"]
+    save_segmenter(Colours(words.num_classes), tmp_path / "own", words, words.seen, done)
+    annotator = MMSegAnnotator(str(tmp_path / "own"), classes="all")
+    annotator.bind(words)
+    assert annotator.describe()["practices"] == done
+
+
+@pytest.mark.parametrize("changed", [{"min_area": 0.3}, {"min_score": 0.9}, {"classes": "all"}])
+def test_whatever_decides_its_masks_is_described(changed, folder, words):
+    facts = []
+    for options in ({}, changed):
+        annotator = MMSegAnnotator(folder, **options)
+        annotator.bind(words)
+        facts.append(annotator.describe())
+    assert facts[0] != facts[1]
 
 
 def test_bad_folders_are_named(folder, words, tmp_path):

@@ -167,6 +167,19 @@ def test_a_batch_is_its_images_one_by_one(folders):
     assert (together.masks[~together.found] < 0.5).all()
 
 
+def test_names_beyond_one_text_are_asked_for_by_another(folders, monkeypatch):
+    """[CLS] cat. potted plant. [SEP] are seven tokens."""
+    detector, images = annotator(folders).detector, sample().images[:1]
+    monkeypatch.setattr(detector.model.config, "max_text_len", 7)
+    whole = detector(images, NAMES[:1], 0.3, 0.2)[0]
+    first = detector(images, [["cat", "potted plant"]], 0.3, 0.2)[0]
+    second = detector(images, [["dog"]], 0.3, 0.2)[0]
+    assert first.name and second.name
+    assert whole.name == [*first.name, *(2 for _ in second.name)]
+    assert torch.equal(whole.corners, torch.cat([first.corners, second.corners]))
+    assert torch.equal(whole.score, torch.cat([first.score, second.score]))
+
+
 def test_what_it_is_asked_for_and_what_it_knows(folders):
     made = SamAnnotator(**folders, trained_on=["cat", "tv"], box_threshold=0.9)
     made.bind(VOC)

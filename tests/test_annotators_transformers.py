@@ -223,6 +223,18 @@ def test_it_is_asked_for_seen_classes_and_says_what_it_was_trained_on(folders, m
     assert not annotator.training and not any(p.requires_grad for p in annotator.parameters())
 
 
+def test_whatever_decides_its_masks_is_described(folders):
+    made = [
+        bound(InstanceAnnotator, folders["eomt"]),
+        bound(InstanceAnnotator, folders["eomt"], min_score=0.4),
+        bound(SemanticAnnotator, folders["eomt"]),
+        bound(SemanticAnnotator, folders["eomt"], min_area=0.1),
+        bound(SemanticAnnotator, folders["eomt"], min_score=0.4),
+    ]
+    facts = [json.dumps(annotator.describe()) for annotator in made]
+    assert len(set(facts)) == len(facts)
+
+
 def test_what_cannot_be_used(folders):
     with pytest.raises(ValueError, match="model of type segformer; InstanceAnnotator takes mask2"):
         InstanceAnnotator(folders["segformer"])

@@ -64,3 +64,17 @@ def test_a_view_is_a_function_of_seed_step_and_rank(batch):
 def test_bad_arguments_are_refused(wrong):
     with pytest.raises(ValueError, match="got"):
         Augmentation(**wrong)
+
+
+def test_mixed_precision_moves_no_pixel():
+    """At 512 pixels bfloat16 cannot tell a place from its neighbours'."""
+    generator = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (1, 3, 512, 512), dtype=torch.uint8, generator=generator)
+    labels = torch.randint(0, 20, (1, 512, 512), generator=generator)
+    with torch.autocast("cpu", torch.bfloat16):
+        views, ids = Augmentation(mirror=0)(images, labels, step=0)
+        turned = Augmentation(turn=10, scale=1.2)(images, labels, step=3)
+    assert torch.equal(ids, labels) and views.dtype == torch.float32
+    torch.testing.assert_close(views, images.float(), atol=0.01, rtol=0)
+    plain = Augmentation(turn=10, scale=1.2)(images, labels, step=3)
+    assert all(torch.equal(a, b) for a, b in zip(turned, plain, strict=True))

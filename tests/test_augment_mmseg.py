@@ -80,3 +80,18 @@ def test_bad_transforms_are_refused(batch):
     uneven = {"type": "RandomResize", "scale": [48, 40], "ratio_range": [0.5, 2.0]}
     with pytest.raises(ValueError, match="make no batch: .*Pad"):
         MMSegAugmentation([{**uneven, "keep_ratio": True}])(*batch, step=0)
+
+
+@pytest.mark.parametrize(
+    ("transform", "reason"),
+    [
+        ({"type": "LoadAnnotations"}, r"LoadAnnotations cannot be applied .*\(KeyError: 'seg_map"),
+        ({"type": "PackSegInputs"}, "PackSegInputs leaves no image with a label map: leave out"),
+        ({"type": "RandomResize", "scale": 512}, "RandomResize cannot .*NotImpl.*512"),
+    ],
+)
+def test_transforms_that_cannot_run_are_named(transform, reason, batch):
+    views = MMSegAugmentation([CROP, transform])
+    with pytest.raises(ValueError, match=f"the transform {reason}") as error:
+        views(*batch, step=0)
+    assert "\n" not in str(error.value)

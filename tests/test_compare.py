@@ -1,6 +1,7 @@
 """ovseg compare: the bootstrap against a plain loop, the estimates against MMSegmentation."""
 
 import json
+import warnings
 
 import numpy as np
 import pytest
@@ -188,3 +189,51 @@ def test_images_come_in_their_order_and_once():
     assert np.array_equal(areas, straight[[1, 3, 0, 2]])
     empty = SegmentationIoU(5, SEEN, UNSEEN).images()
     assert [part.shape for part in empty] == [(0,), (0, 3, 5)]
+
+
+def test_a_damaged_file_of_images_is_one_line(tests, capsys):
+    """Bytes flipped anywhere: damage of a kind each, or none that anything is read from."""
+    path = tests[0] / "results_images.npz"
+    content, random = path.read_bytes(), np.random.default_rng(0)
+    codes = []
+    for place in random.permutation(len(content))[:300]:
+        flipped = bytearray(content)
+        flipped[place] ^= int(random.integers(1, 256))
+        path.write_bytes(flipped)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # zipfile's, of two files of one name
+            codes.append(main(["compare", *map(str, tests), "--resamples", "5"]))
+        error = capsys.readouterr().err.strip()
+        assert error.count("\n") == 0 and bool(error) == (codes[-1] == 2)
+    assert set(codes) == {0, 2} and codes.count(2) > 150
+
+
+def test_areas_of_another_shape_are_one_line(tests, capsys):
+    path = tests[0] / "results_images.npz"
+    indices, areas = measured(*label_maps(0.5)).images()
+    for one, two, seen in (
+        (indices, areas[:, :, :3], SEEN),
+        (indices, areas[:, :1], SEEN),
+        (indices, areas[0], SEEN),
+        (indices[:5], areas, SEEN),
+        (indices, areas, [1, -3]),
+    ):
+        path.write_bytes(pack_images({"val": (one, two)}, seen, UNSEEN))
+        assert "not those of a test of a segmenter: ValueError: " in refused(capsys, *tests)
+
+
+def test_a_split_without_unseen_classes_is_compared(tmp_path, capsys):
+    for name, errors in (("a", 0.5), ("b", 0.2)):
+        metric = SegmentationIoU(5, [1, 2, 3, 4], [])
+        metric.update(*label_maps(errors), torch.arange(7))
+        (tmp_path / name).mkdir()
+        images = pack_images({"val": metric.images()}, [1, 2, 3, 4], [])
+        (tmp_path / name / "results_images.npz").write_bytes(images)
+        scores = {"seen": float(metric.compute()["seen"]), "unseen": None, "harmonic": None}
+        results = {"val": {**scores, "protocol": FACTS}}
+        (tmp_path / name / "results.json").write_text(json.dumps(results))
+    out = tmp_path / "out.json"
+    folders = (str(tmp_path / name) for name in "ab")
+    assert main(["compare", *folders, "--resamples", "5", "--json", str(out)]) == 0
+    found = json.loads(out.read_text())["val"]
+    assert found["seen"]["difference"] > 0 and found["unseen"]["difference"] is None

@@ -12,9 +12,11 @@ from toy_data import data_module, live_stream, quiet_trainer, write_dataset
 
 from ovseg.annotators.grounder import GrounderAnnotator
 from ovseg.clipart.stream import DrawnScenes
+from ovseg.data.base import IGNORED_UNSEEN
 from ovseg.data.found import FoundStream
 from ovseg.data.live import LiveStream
 from ovseg.data.prompts import TemplatePrompts
+from ovseg.data.shards import ShardStream
 from ovseg.errors import one_line
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
@@ -177,6 +179,33 @@ def test_masks_of_unseen_classes_are_remembered_in_the_folder(trained, tmp_path)
     again = module(source, start=folder, output=str(tmp_path / "again"), unseen_masks=True)
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(again, source)  # on seen ones
     assert taught_names(read_config(tmp_path / "again")) == {c.name for c in VOCABULARY.classes}
+
+
+class Taught(LiveStream):
+    """Does what a protocol may rule out."""
+
+    def practices(self) -> set[str]:
+        return {IGNORED_UNSEEN}
+
+
+def test_what_was_done_in_training_goes_on_with_the_folder(tmp_path):
+    """To whoever labels images by it, stored or not, and to a training that begins with it."""
+    stream, folder = Taught(TemplatePrompts({1: 1}, "seen"), ColorAnnotator(), 16), tmp_path / "a"
+    quiet = {"max_steps": 1, "limit_val_batches": 0}
+    source = data(train=stream)
+    quiet_trainer(tmp_path, **quiet).fit(module(source, output=str(folder)), source)
+    source, again = data(), tmp_path / "b"
+    model = module(source, start=str(folder), output=str(again))
+    quiet_trainer(tmp_path, **quiet).fit(model, source)
+    for grounder in (folder, again):
+        annotator = GrounderAnnotator(str(grounder))
+        annotator.bind(VOCABULARY)
+        assert IGNORED_UNSEEN in annotator.describe()["practices"]
+    labelled = LiveStream(TemplatePrompts({1: 1}, "seen"), GrounderAnnotator(str(folder)), 4)
+    source = data(predict={"data": labelled})
+    stored = ShardStream(str(write_dataset(tmp_path / "set", source)))
+    stored.bind(VOCABULARY)
+    assert IGNORED_UNSEEN in labelled.practices() and IGNORED_UNSEEN in stored.practices()
 
 
 def test_the_baseline_needs_no_fit(tmp_path):

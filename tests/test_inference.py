@@ -97,3 +97,18 @@ def test_nothing_asked_for_changes_nothing(images):
 def test_bad_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Inference(**wrong)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({}, ""),
+        ({"flips": True}, ""),  # the protocol says so
+        ({"crop": 512}, "seen in windows of 512 pixels"),
+        ({"crop": 512, "stride": 341}, "seen in windows of 512 pixels every 341"),
+        ({"scales": [0.5, 1, 1.75]}, "seen scaled by 0.5, 1, 1.75"),
+        ({"crop": 9, "scales": [2]}, "seen in windows of 9 pixels and scaled by 2"),
+    ],
+)
+def test_it_says_what_is_not_the_image_as_it_is(arguments, words):
+    assert Inference(**arguments).in_words() == words

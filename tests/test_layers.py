@@ -53,7 +53,7 @@ def layer_of(name: str) -> str:
     """Return the layer of a module inside ovseg, "top" if it may import everything."""
     package, _, rest = name.partition(".")
     types = ("structures", "vocabulary", "errors", "embedded", "hub", "pretrained", "kept")
-    if name in ("", *types, "photos", "tuples"):
+    if name in ("", *types, "photos", "seeded", "tuples"):
         return "types"
     if rest == "base" or name in ("quality", "checkpoint"):
         return "base"

@@ -115,3 +115,21 @@ def test_photographs_of_several_datasets(vocabulary):
     batch = bound(PhotographStream(mixture), vocabulary)[[0, 1, 5]]
     for request, labels in zip(batch.requests, batch.labels, strict=True):
         assert {e.class_id for e in request.entities} == set(labels.unique().tolist()) - {0}
+
+
+def test_new_views_of_every_epoch_are_passed_on(vocabulary):
+    """A position after the last is a view of the same picture, with the same noise."""
+
+    class Views(Album):
+        fresh = True
+
+        def __getitem__(self, positions):
+            batch = super().__getitem__([p % 3 for p in positions])
+            epochs = torch.tensor([p // 3 for p in positions])[:, None, None, None]
+            return batch.replace(images=batch.images // (1 + epochs).byte())
+
+    stream = bound(PhotographStream(Views()), vocabulary)
+    assert stream.fresh and not PhotographStream(Album()).fresh
+    batch = stream[[1, 4]]
+    assert batch.requests[0].seed == batch.requests[1].seed
+    assert torch.equal(batch.images[1], batch.images[0] // 2)

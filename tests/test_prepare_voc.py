@@ -142,6 +142,27 @@ def test_a_damaged_file_is_named_and_what_was_made_is_kept(
     assert "masks made: 2" in run(tool, monkeypatch, capsys, voc, "--sbd", sbd)[1]
 
 
+@pytest.mark.parametrize(
+    ("name", "size"),
+    [("SegmentationClass/2007_1.png", 850), ("JPEGImages/2008_5.jpg", 10)],
+)
+def test_a_file_of_voc_cut_short_is_named(name, size, tool, trees, monkeypatch, capsys):
+    voc, sbd = trees
+    content = (voc / name).read_bytes()
+    assert len(content) > size
+    (voc / name).write_bytes(content[:size])
+    assert run(tool, monkeypatch, capsys, voc)[0] == 0  # which only checks what is missing
+    code, _, err = run(tool, monkeypatch, capsys, voc, "--sbd", sbd)
+    said = f"prepare_voc: {voc / name} cannot be read: it is empty or damaged; fetch it again"
+    assert code == 2 and err.strip().splitlines()[-1] == said
+
+
+def test_help_says_what_is_checked(tool, monkeypatch, capsys):
+    with pytest.raises(SystemExit):
+        run(tool, monkeypatch, capsys, "--help")
+    assert "only checks that the files are there" in " ".join(capsys.readouterr().out.split())
+
+
 def test_a_mask_painted_in_colours_is_refused(tool, trees, monkeypatch, capsys):
     voc, sbd = trees
     Image.new("RGB", SIZE).save(voc / "SegmentationClass/2007_1.png")

@@ -104,6 +104,9 @@ def test_words_of_every_choice(tmp_path):
     assert (
         "The 1,200 test images are scored at 48 pixels, averaged with their mirror images" in said
     )
+    assert said.endswith("mirror images.")
+    seen = words(Protocol.load("voc_zs3"), Vocabulary.load("voc", "zs3"), "seen scaled by 0.5, 1")
+    assert seen.endswith("scored at their own size, unmirrored, seen scaled by 0.5, 1.")
     strict = Protocol.load(write(tmp_path, unseen_names=False))
     assert "may use nothing of unseen classes" in words(strict, Vocabulary.load("clipart"))
 

@@ -137,11 +137,8 @@ def test_nothing_is_warned_of_where_nothing_becomes_background(devkit):
 def test_transforms_are_mmsegmentations(devkit):
     crop = [{"type": "RandomCrop", "crop_size": (8, 12)}, {"type": "RandomFlip", "prob": 1.0}]
     real = stream(devkit, transforms=crop)
-    np.random.seed(3)
     first = real[[0, 1, 2]]
-    np.random.seed(3)
-    again = real[[0, 1, 2]]
-    assert first.images.shape == (3, 3, 8, 12) and torch.equal(first.labels, again.labels)
+    assert first.images.shape == (3, 3, 8, 12)
     # each crop stands somewhere in its mirrored label map
     for n in range(3):
         whole = truth(devkit, n)[:, ::-1]

@@ -96,11 +96,17 @@ def test_voc_trainaug_hides_unseen_classes_and_crops():
     ids = np.kron(every_id(21), np.ones((300, 30), np.uint8))
     write("voc_trainaug", ids)
     words = Vocabulary.load("voc", "zs3")
-    stream = load("voc_trainaug", words)
-    np.random.seed(0)
-    batch = stream[[0]]
+    stream, own = load("voc_trainaug", words), torch.tensor([200.0, 30, 40])
     assert stream.taught_classes() == set(words.seen)
-    assert batch.labels.shape[1] <= 512 and batch.labels.shape[2] <= 512
+    batches = [stream[[n]] for n in range(12)]  # one image in 12 epochs
+    assert {batch.labels.shape for batch in batches} == {(1, 512, 512)}
+    padded = 0
+    for batch in batches:
+        padding = (batch.images == torch.tensor([124, 116, 104])[:, None, None]).all(1)
+        assert (batch.labels[padding] == 255).all()
+        assert (batch.images[0, :, ~padding[0]].float().mean(1) - own).abs().max() < 5
+        padded += bool(padding.any())
+    assert 0 < padded < 12
     whole = load("voc_trainaug", words, transforms=[])[[0]].labels[0, 0, ::30]
     assert whole.tolist() == [*range(16), *[255] * 6]
 

@@ -3,10 +3,11 @@
     python tools/prepare_voc.py data/VOCdevkit/VOC2012
     python tools/prepare_voc.py data/VOCdevkit/VOC2012 --sbd data/benchmark_RELEASE/dataset
 
-The first only checks. The second writes SegmentationClassAug (VOC's own masks of its train images,
-SBD's of all others) and, last, ImageSets/Segmentation/trainaug.txt (10,582 names of the full data
-sets): train, and what SBD has beside train and val. Masks that are there already are kept, so that
-it goes on where it was stopped.
+The first only checks that the files are there; it opens none. The second writes
+SegmentationClassAug (VOC's own masks of its train images, SBD's of all others) and, last,
+ImageSets/Segmentation/trainaug.txt (10,582 names of the full data sets): train, and what SBD has
+beside train and val. Masks that are there already are kept, so that it goes on where it was
+stopped.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 from tqdm import tqdm
 
+from ovseg.data.real_files import reading
 from ovseg.report.pictures import voc_picture
 from ovseg.results import write_file
 from ovseg.structures import IGNORE
@@ -78,28 +80,29 @@ def read_voc(path: Path) -> np.ndarray:
     """Return the label map ``(H, W)`` uint8 of VOC's ``SegmentationClass/NAME.png``.
 
     Raises:
-        ValueError: If it holds no palette indices.
+        ValueError: If the file is damaged, or holds no palette indices.
     """
-    with Image.open(path) as picture:
-        if picture.mode not in ("P", "L"):
-            raise ValueError(
-                f"{path} is a picture of mode {picture.mode}, no label map: take the archive's own "
-                "PNGs, whose palette indices are class ids"
-            )
-        return np.asarray(picture)
+    with reading(str(path)), Image.open(path) as picture:
+        mode, labels = picture.mode, np.asarray(picture)
+    if mode not in ("P", "L"):
+        raise ValueError(
+            f"{path} is a picture of mode {mode}, no label map: take the archive's own PNGs, whose "
+            "palette indices are class ids"
+        )
+    return labels
 
 
 def convert(source: Path, image: Path, target: Path) -> None:
     """Write a label map as a PNG of class ids with VOC's palette, all or nothing.
 
     Raises:
-        ValueError: If an id is of no class, or the image has another size.
+        ValueError: If a file is damaged, an id is of no class, or the image has another size.
     """
     labels = read_sbd(source) if source.suffix == ".mat" else read_voc(source)
     wrong = [int(i) for i in np.unique(labels) if i >= CLASSES and i != IGNORE]
     if wrong:
         raise ValueError(f"{source} has ids of no class of VOC: {', '.join(map(str, wrong))}")
-    with Image.open(image) as picture:
+    with reading(str(image)), Image.open(image) as picture:
         size = picture.size
     if size != labels.shape[::-1]:
         raise ValueError(
@@ -112,7 +115,7 @@ def convert(source: Path, image: Path, target: Path) -> None:
 
 
 def prepare(voc: Path, sbd: Path | None) -> str:
-    """Check, convert what is not converted, and return one line about what is there.
+    """Check what is missing, convert what is not converted, and say in one line what is there.
 
     Raises:
         FileNotFoundError: If files are missing; a line for each folder.
@@ -146,7 +149,8 @@ def prepare(voc: Path, sbd: Path | None) -> str:
 
 def main() -> int:
     """Prepare the folder named on the command line; 2 if something is missing or damaged."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    checks = "Without --sbd it only checks that the files are there; it opens none."
+    parser = argparse.ArgumentParser(description=f"{__doc__.splitlines()[0]} {checks}")
     parser.add_argument("voc", type=Path, help="the folder VOC2012 of the devkit")
     parser.add_argument("--sbd", type=Path, help="SBD's folder dataset, with cls and train.txt")
     args = parser.parse_args()

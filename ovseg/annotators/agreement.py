@@ -7,7 +7,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovseg.annotators.base import Annotator, taught_by
+from ovseg.annotators.base import Annotator, practices_of, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.structures import Annotation, DiffusionSample
 from ovseg.vocabulary import Vocabulary
@@ -69,6 +69,7 @@ class AgreementAnnotator(Annotator):
             "digest": f"{first['digest']}+{second['digest']}",
             "requested_classes": sorted(asked),
             "trained_on": sorted(trained | others),
+            "practices": sorted(practices_of(self.first) | practices_of(self.second)),
             "first": first,
             "second": second,
         }

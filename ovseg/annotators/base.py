@@ -38,6 +38,8 @@ class Annotator(nn.Module, ABC):
 
         ``requested_classes``: ids that it was asked for; ``trained_on``: ids whose masks it has
         been trained with; ``source``; ``digest``. Leaving out one of the first two says: all.
+        ``practices``, if there are any: what was done in its training, as `Stream.practices` has
+        it. Whatever decides the masks must change one of these facts, or one of its own.
         """
 
 
@@ -51,6 +53,11 @@ def taught_by(annotator: Annotator, vocabulary: Vocabulary) -> tuple[set[int], s
     every = [c.id for c in vocabulary.classes]
     asked, trained = (set(every if value is None else value) for value in values)
     return asked, trained
+
+
+def practices_of(annotator: Annotator) -> set[str]:
+    """Return what an annotator's own training did that a protocol may rule out."""
+    return set(annotator.describe().get("practices") or ())
 
 
 class AroundAnnotator(Annotator):

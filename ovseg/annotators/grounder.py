@@ -93,13 +93,16 @@ class GrounderAnnotator(Annotator):
         of the bound vocabulary whose masks it has been trained with.
         """
         seen = taught_names(self.config)
+        vocabulary = self.config.get("vocabulary") or {}
+        practices = vocabulary.get("practices")
         return {
             "requested_classes": list(self.vocabulary.select("all")),
             "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],
             "source": self.config["class_path"],
-            "split": (self.config.get("vocabulary") or {}).get("split"),
+            "split": vocabulary.get("split"),
             "threshold": self.config["threshold"],
             "digest": folder_digest(self.folder),
+            **({"practices": practices} if practices else {}),
         }
 
 

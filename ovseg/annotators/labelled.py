@@ -116,6 +116,7 @@ class LabelledAnnotator(Annotator):
             **self.checkpoint.describe(),
             "requested_classes": list(self.requested),
             "trained_on": sorted(set(self.class_of) - {0}),
+            "task": self.task,
             "min_score": self.min_score,
         }
 

@@ -98,5 +98,9 @@ class MMSegAnnotator(Annotator):
             "digest": self.loaded.digest,
             "requested_classes": list(self.requested),
             "trained_on": self.trained_on,
+            "min_area": self.min_area,
+            "min_score": self.min_score,
         }
+        if self.loaded.practices:
+            facts["practices"] = self.loaded.practices
         return facts if self.others_compete else facts | {"others_compete": False}

@@ -22,7 +22,8 @@ class SamAnnotator(Annotator):
     """Annotate any name: GroundingDINO finds its boxes, Segment Anything their masks.
 
     All names of an image are asked for at once, and a box goes to the one that has its most
-    probable word. A box is one instance; its score is the probability of that word.
+    probable word; names that do not fit into a text that the detector reads are asked for by
+    another. A box is one instance; its score is the probability of that word.
 
     Such models have been trained with boxes and masks of very many things, and nobody lists which;
     so `trained_on` says nothing unless you do. For a zero-shot protocol name here the classes that
@@ -148,14 +149,39 @@ class _Detector(nn.Module):
         self, images: Tensor, names: list[list[str]], box_threshold: float, text_threshold: float
     ) -> list[_Boxes]:
         """Return the boxes of each image's names; images without names are not looked at."""
-        asked = [row for row, some in enumerate(names) if some]
         none = _Boxes(images.new_zeros(0, 4).float(), images.new_zeros(0).float(), [])
         found = [none] * len(names)
-        if not asked:
-            return found
-        texts = [[name.replace(".", " ") for name in names[row]] for row in asked]
+        texts = [self._texts([name.replace(".", " ") for name in some]) for some in names]
+        done = [0] * len(names)
+        for turn in range(max(map(len, texts), default=0)):
+            asked = [row for row, some in enumerate(texts) if len(some) > turn]
+            now = [texts[row][turn] for row in asked]
+            boxes = self._find(images[asked], now, box_threshold, text_threshold)
+            for row, some, more in zip(asked, now, boxes, strict=True):
+                found[row] = _joined(found[row], more, done[row])
+                done[row] += len(some)
+        return found
+
+    def _texts(self, names: list[str]) -> list[list[str]]:
+        """Cut names into texts that the model reads to their end, in order."""
+        tokenizer, texts, left = self.processor.tokenizer, [], 0
+        most = min(self.model.config.max_text_len, tokenizer.model_max_length)
+        most -= tokenizer.num_special_tokens_to_add()
+        for name in names:
+            length = len(tokenizer(f"{name}.", add_special_tokens=False).input_ids)
+            if length > left:
+                texts.append([])
+                left = most
+            texts[-1].append(name)
+            left -= length
+        return texts
+
+    def _find(
+        self, images: Tensor, texts: list[list[str]], box_threshold: float, text_threshold: float
+    ) -> list[_Boxes]:
+        """Return the boxes of each image's names, all of which are in its text."""
         inputs = self.processor(
-            images=list(images[asked].cpu().numpy()),
+            images=list(images.cpu().numpy()),
             text=texts,
             padding=True,
             return_tensors="pt",
@@ -167,12 +193,13 @@ class _Detector(nn.Module):
         corners = _corners(output.pred_boxes) * torch.tensor(
             [width, height, width, height], device=images.device
         )
-        for row, box, odds, where in zip(asked, corners, output.logits, words, strict=True):
+        found = []
+        for box, odds, where in zip(corners, output.logits, words, strict=True):
             probability = odds.sigmoid()  # (Q, T)
             of_name = (probability[:, None, : where.shape[1]] * where).amax(dim=2)  # (Q, K)
             best = of_name.max(dim=1)
             kept = (probability.amax(dim=1) > box_threshold) & (best.values > text_threshold)
-            found[row] = _Boxes(box[kept], best.values[kept], best.indices[kept].tolist())
+            found.append(_Boxes(box[kept], best.values[kept], best.indices[kept].tolist()))
         return found
 
     def _words_of_names(self, tokens: Tensor, count: int) -> Tensor:
@@ -182,6 +209,15 @@ class _Detector(nn.Module):
         special = torch.tensor(tokenizer.all_special_ids, device=tokens.device)
         name = (stop.cumsum(dim=1)).masked_fill(stop | torch.isin(tokens, special), -1)
         return name[:, None] == torch.arange(count, device=tokens.device)[:, None]
+
+
+def _joined(first: _Boxes, more: _Boxes, names: int) -> _Boxes:
+    """Add boxes whose names are counted from a later one on."""
+    return _Boxes(
+        torch.cat([first.corners, more.corners]),
+        torch.cat([first.score, more.score]),
+        first.name + [names + name for name in more.name],
+    )
 
 
 class _Segmenter(nn.Module):

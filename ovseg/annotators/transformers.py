@@ -138,6 +138,10 @@ class SemanticAnnotator(LabelledAnnotator):
         known = known & sample.entities.valid.to(known.device)
         return from_regions(probabilities, channel, known, self.min_area, self.min_score)
 
+    def describe(self) -> dict:
+        """Return JSON-ready facts; needs `bind`."""
+        return {**super().describe(), "min_area": self.min_area}
+
     @torch.no_grad()
     def probabilities(self, images: Tensor) -> Tensor:
         """Return the probability of every label ``(B, N, H, W)`` for images ``(B, 3, H, W)``.

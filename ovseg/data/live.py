@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
-from ovseg.annotators.base import Annotator, taught_by
+from ovseg.annotators.base import Annotator, practices_of, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import UNSEEN_NAMES, WritableStream
 from ovseg.data.prompts import Prompts
@@ -30,8 +30,9 @@ class LiveStream(WritableStream):
         band: Pixels within this distance of the threshold become ignore.
         shard_size: Samples per shard when the stream is written, before any are rejected.
         filter: Which samples are kept when the stream is written; trained on live, all are.
-        quota: Kept samples wanted of each class that the annotator may find. Whole shards are made
-            after those of ``size`` until every class has them; None makes ``size`` samples.
+        quota: Kept samples wanted of each class that the annotator may find and the prompts name.
+            Whole shards are made after those of ``size`` until every class has them; None makes
+            ``size`` samples.
         limit: The most samples made to meet the quota, rejected ones included.
         fresh: Train on new samples in every epoch; by default an epoch makes the same ones again.
             What is written does not depend on it.
@@ -118,9 +119,13 @@ class LiveStream(WritableStream):
         return asked & trained
 
     def practices(self) -> set[str]:
-        """Return whether the annotator is asked for unseen classes, which are then prompted."""
+        """Return what taught the annotator, and whether it is asked for unseen classes.
+
+        These are then prompted.
+        """
         asked, _ = taught_by(self.annotator, self.vocabulary)
-        return {UNSEEN_NAMES} if asked & set(self.vocabulary.unseen) else set()
+        named = {UNSEEN_NAMES} if asked & set(self.vocabulary.unseen) else set()
+        return named | practices_of(self.annotator)
 
     def __len__(self) -> int:
         return self.size if self.limit is None else self.limit

@@ -217,6 +217,9 @@ def join(indices: Tensor, parts: Sequence[Batch], order: list[int]) -> Batch:
         whole.images = torch.cat(images)[order]
     if labels := have("labels"):
         whole.labels = torch.cat(labels)[order]
+    for name in ("sizes", "original_sizes"):
+        if any(getattr(part, name) is not None for part in parts):
+            setattr(whole, name, torch.cat([_sizes(part, name) for part in parts])[order])
     if found := have("found"):
         whole.found = _cat(found)[order]
     if all(part.requests for part in parts):
@@ -229,6 +232,14 @@ def join(indices: Tensor, parts: Sequence[Batch], order: list[int]) -> Batch:
             names = whole.entities.text.shape[1]
             whole.features = select_features(join_features(features, names), order)
     return whole
+
+
+def _sizes(part: Batch, name: str) -> Tensor:
+    """Return sizes ``(B, 2)`` of a part; what it does not tell is the size of what it holds."""
+    for values in (getattr(part, name), part.sizes):
+        if values is not None:
+            return values
+    return part.indices.new_tensor(part.images.shape[-2:]).expand(len(part), -1)
 
 
 def _cat(rows: Sequence[Tensor]) -> Tensor:

@@ -45,7 +45,7 @@ class PhotographStream(WritableStream):
                 f"shard_size must be >= 1 and the template hold {{objects}} once, got {shard_size} "
                 f"and {template!r}"
             )
-        self.images, self.template = images, template
+        self.images, self.template, self.fresh = images, template, images.fresh
         self.seed, self.shard_size, self.filter = seed, shard_size, filter
 
     def bind(self, vocabulary: Vocabulary) -> None:
@@ -100,7 +100,7 @@ class PhotographStream(WritableStream):
         for position, labels in zip(positions, batch.labels, strict=True):
             ids = [i for i in labels.unique().tolist() if i not in (0, IGNORE)]
             prompt, entities = fill(self.template, ids, self.vocabulary)
-            noise = sample_seed(self.seed, int(position))
+            noise = sample_seed(self.seed, int(position) % len(self))  # an image has its own
             requests.append(Request(int(position), noise, prompt.strip(), entities))
         return batch.replace(requests=requests, position=self.place(positions))
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from ovseg.annotators.base import Annotator, taught_by
+from ovseg.annotators.base import Annotator, practices_of, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import PSEUDO_LABELS, Stream, WritableStream
 from ovseg.quality import Filter
@@ -63,7 +63,7 @@ class PseudoLabelStream(WritableStream):
             raise ValueError(
                 f"threshold must be in (0, 1) and band in [0, 1), got {threshold} and {band}"
             )
-        self.images, self.annotator = images, annotator
+        self.images, self.annotator, self.fresh = images, annotator, images.fresh
         self.threshold, self.band, self.keep_labels = threshold, band, keep_labels
         self.shard_size, self.filter = shard_size, filter
 
@@ -111,8 +111,9 @@ class PseudoLabelStream(WritableStream):
         return set(facts["requested_classes"]) & set(facts["trained_on"])
 
     def practices(self) -> set[str]:
-        """Return what is done to the images, and that real ones are given labels."""
-        return self.images.practices() | (set() if self.images.generated else {PSEUDO_LABELS})
+        """Return what was done to the images, what taught the annotator, and if they are real."""
+        done = self.images.practices() | practices_of(self.annotator)
+        return done if self.images.generated else done | {PSEUDO_LABELS}
 
     def _facts(self) -> dict:
         """Return what the annotator says of itself, the classes of kept labels included."""
@@ -125,11 +126,21 @@ class PseudoLabelStream(WritableStream):
         return len(self.images)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        """Return the images, and what is known of their labels."""
+        """Return the images, and what is known of their labels.
+
+        Raises:
+            ValueError: If they are of different sizes: padding is nothing to be labelled.
+        """
         if not len(positions):
             return Batch(torch.zeros(0, dtype=torch.long))
         requests = [Request(int(position), 0, "", self.classes) for position in positions]
         batch = self.images.complete(self.images[positions], None)
+        whole = torch.tensor(batch.images.shape[-2:])
+        if batch.sizes is not None and (batch.sizes != whole).any():
+            raise ValueError(
+                f"pseudo-labels are given to images of one size, got {batch.sizes.tolist()} in one "
+                "batch: bring them to one by `transforms` of their stream"
+            )
         indices = torch.as_tensor(list(positions), dtype=torch.long)
         labels = batch.labels if self.keep_labels else torch.full_like(batch.labels, IGNORE)
         return Batch(indices, requests, batch.images, labels, position=self.place(positions))

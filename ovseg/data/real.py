@@ -18,6 +18,7 @@ from tqdm import tqdm
 from ovseg.data.base import IGNORED_UNSEEN, Stream
 from ovseg.data.real_files import ReadingStep, check_list, check_mode
 from ovseg.errors import importing_mmseg
+from ovseg.seeded import seeded
 from ovseg.structures import IGNORE, Batch
 from ovseg.tuples import tuples
 from ovseg.vocabulary import Vocabulary
@@ -33,7 +34,8 @@ class MMSegDataset(Stream):
     Images of a batch keep their size: smaller ones are padded at the right and at the bottom, and
     the padding is ignored. Tests predict each without its padding.
 
-    Random transforms draw from numpy's global generator, which `seed_everything` seeds.
+    What random transforms draw is a function of (seed, epoch, number of the image), whatever the
+    process, the batch and the workers; with transforms, every epoch of a training has new draws.
 
     Args:
         dataset: As in MMSegmentation's configs, without a pipeline: ``{type: PascalVOCDataset,
@@ -48,6 +50,7 @@ class MMSegDataset(Stream):
         leave_out_unseen: Take only images without a pixel of an unseen class; every label map is
             read once for it.
         data_root: Where the dataset lies, instead of what ``dataset`` says.
+        seed: Seed of random transforms, >= 0.
 
     Raises:
         ValueError: If an argument is out of its range.
@@ -62,6 +65,7 @@ class MMSegDataset(Stream):
         limit: int | None = None,
         data_root: str | None = None,
         leave_out_unseen: bool = False,
+        seed: int = 0,
     ) -> None:
         if classes not in ("all", "seen") or others not in OTHERS:
             raise ValueError(
@@ -72,10 +76,13 @@ class MMSegDataset(Stream):
             raise ValueError("the dataset's pipeline is made here: give `transforms` instead")
         if limit is not None and limit < 1:
             raise ValueError(f"limit must be >= 1 or null, got {limit}")
+        if seed < 0:
+            raise ValueError(f"seed must be >= 0, got {seed}")
         root = {} if data_root is None else {"data_root": data_root}
         self.config, self.transforms = {**dataset, **root}, list(transforms or [])
         self.classes, self.others, self.limit = classes, others, limit
-        self.leave_out_unseen = leave_out_unseen
+        self.leave_out_unseen, self.seed = leave_out_unseen, seed
+        self.fresh = bool(self.transforms)  # a view is a sample, and has a position of its own
 
     def bind(self, vocabulary: Vocabulary) -> None:
         """Open the dataset, and map its classes to the vocabulary's.
@@ -109,7 +116,8 @@ class MMSegDataset(Stream):
         """Return the arguments."""
         kept = {"dataset": self.config, "transforms": self.transforms, "classes": self.classes}
         kept |= {"others": self.others, "limit": self.limit}
-        return {**super().describe(), **kept, "leave_out_unseen": self.leave_out_unseen}
+        draws = {"seed": self.seed} if self.transforms else {}
+        return {**super().describe(), **kept, "leave_out_unseen": self.leave_out_unseen, **draws}
 
     def taught_classes(self) -> set[int]:
         """Return the classes that are not ignored."""
@@ -124,10 +132,10 @@ class MMSegDataset(Stream):
         return len(self.positions)
 
     def __getitem__(self, positions: Sequence[int]) -> Batch:
-        """Read these images and label maps."""
-        pairs = [self._read(self.positions[int(p)]) for p in positions]
-        height = max(labels.shape[0] for _, labels in pairs)
-        width = max(labels.shape[1] for _, labels in pairs)
+        """Read these images and label maps; after the last the first follows, with new draws."""
+        read = [self._view(int(p)) for p in positions]
+        height = max(labels.shape[0] for _, labels, _ in read)
+        width = max(labels.shape[1] for _, labels, _ in read)
 
         def grown(values: Tensor, fill: int) -> Tensor:
             room = (0, width - values.shape[-1], 0, height - values.shape[-2])
@@ -135,9 +143,10 @@ class MMSegDataset(Stream):
 
         return Batch(
             indices=torch.as_tensor(list(positions), dtype=torch.long),
-            images=torch.stack([grown(image, 0) for image, _ in pairs]),
-            labels=torch.stack([grown(labels, IGNORE) for _, labels in pairs]),
-            sizes=torch.tensor([labels.shape for _, labels in pairs]),
+            images=torch.stack([grown(image, 0) for image, _, _ in read]),
+            labels=torch.stack([grown(labels, IGNORE) for _, labels, _ in read]),
+            sizes=torch.tensor([labels.shape for _, labels, _ in read]),
+            original_sizes=torch.tensor([size for _, _, size in read]),
         )
 
     def _id_of(self, name: str) -> int:
@@ -159,8 +168,13 @@ class MMSegDataset(Stream):
                 stacklevel=3,
             )
 
-    def _read(self, position: int) -> tuple[Tensor, Tensor]:
-        """Return an image ``(3, H, W)`` uint8 RGB and its labels ``(H, W)`` int64."""
+    def _view(self, position: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Return what `_read` does of a position, in the draws that belong to it."""
+        with seeded((self.seed, position)):
+            return self._read(self.positions[position % len(self)])
+
+    def _read(self, position: int) -> tuple[Tensor, Tensor, tuple[int, int]]:
+        """Return an image ``(3, H, W)`` uint8 RGB, its labels ``(H, W)`` and its file's size."""
         check_mode(self.dataset.get_data_info(position)["seg_map_path"])
         packed = self.dataset.prepare_data(position)
         sample = packed["data_samples"]
@@ -179,7 +193,7 @@ class MMSegDataset(Stream):
                 f"{sample.seg_map_path} has ids of no class: {ids}; those of the dataset's "
                 f"{self.count} classes are {first}..{self.count - 1 + first}, {IGNORE} is ignore"
             )
-        return image, self.table[labels]
+        return image, self.table[labels], sample.ori_shape
 
     def _check_files(self) -> None:
         infos = [self.dataset.get_data_info(position) for position in self.positions]

@@ -86,16 +86,17 @@ class ShardStream(Stream):
             ValueError: If it was made with other classes or another split, or a shard is damaged.
         """
         super().bind(vocabulary)
-        there = self.manifest["vocabulary"]
-        here = {"name": vocabulary.name, "digest": vocabulary.digest, "split": vocabulary.split}
-        for key, words in (("digest", "classes"), ("split", "split")):
-            if there[key] != here[key]:
-                raise ValueError(
-                    f"dataset {self.source} was made with the {words} of vocabulary "
-                    f"{there['name']!r}, split {there['split']!r} (digest {there['digest']}), not "
-                    f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
-                )
+        self.source.check(vocabulary)
         self._tolerance.begin(len(self))
+
+    def describe(self) -> dict:
+        """Return the arguments that decide the samples, and a digest of the dataset.
+
+        Where it lies is no part of that: moved, it is the same.
+        """
+        share = self._tolerance.share
+        kept = {"digest": self.source.digest, "limit": self.limit, "max_damaged": share}
+        return {**super().describe(), **kept}
 
     def taught_classes(self) -> set[int]:
         """Return the classes that the annotator was asked for and was trained with.
@@ -110,8 +111,12 @@ class ShardStream(Stream):
         return asked if trained is None else asked & set(trained)
 
     def practices(self) -> set[str]:
-        """Return what the stream did that was written, and whether unseen classes were prompted."""
+        """Return what the stream did that was written, and whether unseen classes were prompted.
+
+        What taught its annotator counts.
+        """
         kept = set(self.manifest.get("practices") or ())
+        kept |= set(self.manifest["annotator"].get("practices") or ())
         unseen = {self.vocabulary[i].key for i in self.vocabulary.unseen}
         prompted = unseen & self.manifest["counts"]["classes"].keys()
         return kept | ({UNSEEN_NAMES} if prompted and self.generated else set())

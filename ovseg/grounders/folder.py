@@ -41,6 +41,7 @@ def save_grounder(
     backbone: DiffusionBackbone,
     vocabulary: Vocabulary,
     taught: Collection[int] = (),
+    practices: Collection[str] = (),
 ) -> None:
     """Write the folder of a grounder that was not measured yet, as a whole or not at all.
 
@@ -49,12 +50,12 @@ def save_grounder(
         folder: Where to; an older grounder there is replaced.
         backbone: Whose features it was trained on.
         vocabulary: Classes and split that it was trained with.
-        taught: See `split_facts`.
+        taught, practices: See `split_facts`.
 
     Raises:
         ValueError: If the folder holds something else, or the grounder's arguments are not JSON.
     """
-    write_folder(folder, grounder, backbone, split_facts(vocabulary, taught))
+    write_folder(folder, grounder, backbone, split_facts(vocabulary, taught, practices))
 
 
 def write_folder(
@@ -105,12 +106,15 @@ def weights_digest(grounder: Grounder) -> str:
     return total.hexdigest()
 
 
-def split_facts(vocabulary: Vocabulary, taught: Collection[int] = ()) -> dict:
+def split_facts(
+    vocabulary: Vocabulary, taught: Collection[int] = (), practices: Collection[str] = ()
+) -> dict:
     """Return what a grounder folder says of the vocabulary that the grounder was trained with.
 
     Args:
         vocabulary: Classes and split.
         taught: Ids of classes whose masks it has learnt from; the seen ones always count.
+        practices: What was done in its training that a protocol may rule out.
     """
     return {
         "name": vocabulary.name,
@@ -119,6 +123,7 @@ def split_facts(vocabulary: Vocabulary, taught: Collection[int] = ()) -> dict:
         "seen": [vocabulary[i].name for i in vocabulary.seen],
         "unseen": [vocabulary[i].name for i in vocabulary.unseen],
         "trained_on": [vocabulary[i].name for i in sorted({*vocabulary.seen, *taught})],
+        "practices": sorted(practices),
     }
 
 

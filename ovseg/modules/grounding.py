@@ -108,9 +108,11 @@ class GroundingModule(ScoredModule):
                     f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
                     f"{type(self.grounder).__name__}: name the same class"
                 )
-            names = taught_names(read_config(self.start))
+            config = read_config(self.start)
+            names = taught_names(config)
             taught = {c.id for c in self.vocabulary.classes if c.name in names}
             self.take_over_masks(taught, f"the grounder in {self.start}")
+            self.practices |= set((config.get("vocabulary") or {}).get("practices", ()))
             self.grounder = loaded.train()  # the loader gives it in eval mode
             self.start = None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
@@ -278,7 +280,8 @@ class GroundingModule(ScoredModule):
         trainer = self.trainer
         if self.output is not None and trainer.is_global_zero and not trainer.fast_dev_run:
             backbone = trainer.datamodule.backbone
-            save_grounder(self.grounder, self.output, backbone, self.vocabulary, self.trained_on)
+            facts = (self.vocabulary, self.trained_on, self.practices)
+            save_grounder(self.grounder, self.output, backbone, *facts)
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
         """Keep the threshold too: it is no tensor of the state dict."""

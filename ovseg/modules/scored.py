@@ -48,6 +48,8 @@ class ScoredModule(LightningModule):
         self.unseen_masks = unseen_masks
         self.trained_on: set[int] = set()
         """Ids of the classes whose true masks it has learnt from."""
+        self.practices: set[str] = set()
+        """What was done in its training that a protocol may rule out, as `Stream.practices`."""
 
     def check_leak(self, name: str, stream: Any) -> None:
         """Refuse a stream that teaches masks of unseen classes, unless they are allowed.
@@ -71,11 +73,17 @@ class ScoredModule(LightningModule):
             stream = train_stream(self)
             self.check_leak("train", stream)
             self.trained_on |= getattr(stream, "taught_classes", set)()
+            self.learn_by(getattr(stream, "practices", set)(), "data.train")
+
+    def learn_by(self, practices: set[str], where: str) -> None:
+        """Keep what is done in training, there or in that of weights that are taken over."""
+        self.practices |= practices
 
     def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep the classes, whose order is what the weights mean, and whose masks were seen."""
+        """Keep the classes, whose order is what the weights mean, and what has taught them."""
         checkpoint["classes"] = [c.key for c in self.vocabulary.classes]
         checkpoint["trained_on"] = [self.vocabulary[i].key for i in sorted(self.trained_on)]
+        checkpoint["practices"] = sorted(self.practices)
 
     def on_load_checkpoint(self, checkpoint: dict) -> None:
         """Refuse weights as `take_over` does."""
@@ -108,6 +116,7 @@ class ScoredModule(LightningModule):
         every = {c.id for c in self.vocabulary.classes}
         ids = every if EVERY in taught else set(self.vocabulary.matched(taught)) - {0}
         self.take_over_masks(ids, what)
+        self.learn_by(set(learnt.get("practices", ())), f"{what}'s training")
 
     def _keys(self, names: Sequence[str]) -> list[str]:
         """Return the keys of classes by any of their words; what names none stays as it is."""

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Callable
 
 import torch
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
@@ -22,7 +21,14 @@ from ovseg.modules.common import (
     write_results,
 )
 from ovseg.modules.scored import ScoredModule
-from ovseg.protocol import Protocol, words
+from ovseg.modules.segmentation_checks import (
+    agreed_protocol,
+    check_image_size,
+    check_own_size,
+    check_precision,
+    sizes_of,
+)
+from ovseg.protocol import words
 from ovseg.results import IMAGES, TABLE, comparable, pack_images, table
 from ovseg.segmenters.base import Segmenter
 from ovseg.segmenters.folder import check_saveable, save_segmenter
@@ -87,7 +93,7 @@ class SegmentationModule(ScoredModule):
         self.ignore_band = ignore_band
         asked = {"background_in_mean": background_in_mean, "score_background": score_background}
         asked["flips"] = None if inference is None else inference.flips
-        self.protocol = _protocol(protocol, self.vocabulary, asked)
+        self.protocol = agreed_protocol(protocol, self.vocabulary, asked)
         self.unseen_masks |= self.protocol.allows_unseen_masks
         self.inference = inference or Inference(flips=self.protocol.flips)
         self.silent = self.protocol.silent(self.vocabulary)
@@ -96,8 +102,6 @@ class SegmentationModule(ScoredModule):
             if isinstance(part, PixelLoss):
                 part.bind(self.vocabulary)
         self.scores = nn.ModuleDict()
-        self.practices: set[str] = set()
-        """What was done in training that a protocol may rule out."""
         self.take_over(self.segmenter.learnt_from, "the segmenter's checkpoint")
 
     def _metric(self) -> SegmentationIoU:
@@ -112,10 +116,13 @@ class SegmentationModule(ScoredModule):
         )
 
     def setup(self, stage: str) -> None:
-        """Make one metric per stream; fail now if `output` cannot be written."""
+        """Make one metric per stream; fail now if `output` cannot be written.
+
+        Raises:
+            ValueError: If the trainer's precision is none that a segmenter computes in.
+        """
+        check_precision(str(self.trainer.precision))
         super().setup(stage)
-        if stage == "fit":
-            self._learn_by(getattr(train_stream(self), "practices", set)(), "data.train")
         if self.output is not None and stage == "fit":
             check_output(self.output, "segmenter")
             check_saveable(self.segmenter, self.vocabulary)
@@ -123,25 +130,15 @@ class SegmentationModule(ScoredModule):
             metrics = [self._metric() for _ in stream_names(self, kind)]
             self.scores[kind] = nn.ModuleList(metrics)
 
-    def _learn_by(self, practices: set[str], where: str) -> None:
-        """Keep what is done in training, unless a named protocol rules it out."""
-        if self.protocol.name:
-            self.protocol.check_training(practices, where)
-        self.practices |= practices
-
-    def on_save_checkpoint(self, checkpoint: dict) -> None:
-        """Keep what was done in training, too."""
-        super().on_save_checkpoint(checkpoint)
-        checkpoint["practices"] = sorted(self.practices)
-
-    def take_over(self, learnt: Mapping[str, Any], what: str) -> None:
-        """Refuse weights whose training the protocol rules out, too.
+    def learn_by(self, practices: set[str], where: str) -> None:
+        """Keep what is done in training, unless a named protocol rules it out.
 
         Raises:
             ValueError: If it does.
         """
-        super().take_over(learnt, what)
-        self._learn_by(set(learnt.get("practices", ())), f"{what}'s training")
+        if self.protocol.name:
+            self.protocol.check_training(practices, where)
+        super().learn_by(practices, where)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images ``(B, 3, H, W)`` uint8 RGB to logits ``(B, N, H, W)``."""
@@ -151,27 +148,29 @@ class SegmentationModule(ScoredModule):
         """Return the segmenter's loss."""
         images, labels = batch.images, batch.labels
         if self.augment is not None:
-            images, labels = self.augment(images, labels, self.global_step, self.global_rank)
+            number = self.trainer.fit_loop.total_batch_idx  # several may make one global step
+            images, labels = self.augment(images, labels, number, self.global_rank)
         loss = self.segmenter.loss(images, ignore_borders(labels, self.ignore_band))
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Score a batch of a validation stream."""
+        """Score a batch of a validation stream.
+
+        Raises:
+            ValueError: If the images are to be scored at their own size, and are not.
+        """
+        check_own_size(self.protocol, batch)
         self.scores["val"][dataloader_idx].update(self.predict_step(batch, 0), batch.labels)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Score a batch of a test stream, keep the areas of each image, return the label maps.
 
         Raises:
-            ValueError: If the images have not the protocol's size.
+            ValueError: If the images have not the protocol's size, or not their own.
         """
-        size, found = self.protocol.image_size, tuple(batch.images.shape[-2:])
-        if size is not None and found != (size, size):
-            raise ValueError(
-                f"protocol {self.protocol.name} scores images of {size} x {size} pixels, those of "
-                f"the test stream have {found[0]} x {found[1]}"
-            )
+        check_image_size(self.protocol, batch)
+        check_own_size(self.protocol, batch)
         predictions = self.predict_step(batch, 0)
         self.scores["test"][dataloader_idx].update(predictions, batch.labels, batch.indices)
         return predictions
@@ -183,8 +182,8 @@ class SegmentationModule(ScoredModule):
         """
         images = batch.images
         whole = tuple(images.shape[-2:])
-        sizes = [whole] if batch.sizes is None else [tuple(size) for size in batch.sizes.tolist()]
-        if set(sizes) == {whole}:
+        sizes = sizes_of(batch)
+        if set(sizes) <= {whole}:
             return self._label_map(images)
         maps = images.new_zeros(len(images), *whole, dtype=torch.long)
         for image, label_map, (height, width) in zip(images, maps, sizes, strict=True):
@@ -214,7 +213,8 @@ class SegmentationModule(ScoredModule):
         super().on_test_start()
         if self.protocol.name and self.trainer.is_global_zero:
             bound = self.unseen_masks and not self.protocol.allows_unseen_masks
-            print(words(self.protocol, self.vocabulary) + BOUND * bound, flush=True)
+            said = words(self.protocol, self.vocabulary, self.inference.in_words())
+            print(said + BOUND * bound, flush=True)
 
     def on_test_epoch_end(self) -> None:
         """Write the areas of single images, the table and, last, results.json."""
@@ -241,11 +241,12 @@ class SegmentationModule(ScoredModule):
                 print(f"{name}: comparable are {found}{why}; all rows: {path}", flush=True)
 
     def _row(self) -> tuple[str, str]:
-        """Return the method and its training data in the words of a table."""
+        """Return the method, how it saw images, and its training data in the words of a table."""
         stream = train_stream(self)
         source = "not given" if stream is None else type(stream).__name__
         masks = ", masks of unseen classes" if self.unseen_masks else ""
-        return type(self.segmenter).__name__, source + masks
+        seen = self.inference.in_words()
+        return type(self.segmenter).__name__ + (f", {seen}" if seen else ""), source + masks
 
     def report(self, kind: str) -> dict[str, dict]:
         """Compute, log and reset the scores; those of the first stream also without its name."""
@@ -263,22 +264,3 @@ class SegmentationModule(ScoredModule):
             choices["inference"] = self.inference.describe()
             results[name] = {**scores, "per_class": classes, **choices}
         return results
-
-
-def _protocol(
-    source: str | None, vocabulary: Vocabulary, asked: dict[str, bool | None]
-) -> Protocol:
-    """Load a protocol that fits, or make one without a name of what is asked for."""
-    asked = {key: value for key, value in asked.items() if value is not None}
-    if source is None:
-        where = {"vocabulary": vocabulary.name, "split": vocabulary.split}
-        return Protocol(name=None, title="choices of a configuration", **where, **asked)
-    protocol = Protocol.load(source)
-    protocol.check(vocabulary)
-    for key, value in asked.items():
-        if value != getattr(protocol, key):
-            raise ValueError(
-                f"{key} is {value}, but {not value} in protocol {protocol.name}: leave one of them "
-                "out"
-            )
-    return protocol

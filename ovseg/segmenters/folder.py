@@ -30,12 +30,14 @@ class LoadedSegmenter(NamedTuple):
         segmenter: In float32 and eval mode.
         keys: Of its classes, without background.
         trained_on: Keys of the classes of which somebody drew masks that it has learnt from.
+        practices: What was done in its training that a protocol may rule out.
         digest: Of configuration and weights.
     """
 
     segmenter: Segmenter
     keys: list[str]
     trained_on: list[str]
+    practices: list[str]
     digest: str
 
 
@@ -139,7 +141,8 @@ def load_segmenter(folder: Path) -> LoadedSegmenter:
     keys = list(config["classes"])
     content = (folder / CONFIG).read_bytes() + (folder / WEIGHTS).read_bytes()
     digest = hashlib.sha256(content).hexdigest()[:16]
-    return LoadedSegmenter(segmenter.eval(), keys, list(config.get("trained_on", keys)), digest)
+    said = (list(config.get("trained_on", keys)), list(config.get("practices", ())))
+    return LoadedSegmenter(segmenter.eval(), keys, *said, digest)
 
 
 def _float(tensor):
