@@ -127,7 +127,7 @@ class Filter(ABC):
 class QualityFilter(Filter):
     """Bounds of the facts; None is no bound.
 
-    All but the last are asked of entities that were found.
+    All but `must_be_found` are asked of entities that were found.
 
     Args:
         min_score: Smallest score.

@@ -96,6 +96,7 @@ def refilter(
         "rejected": rejected if judge is not None or total["rejected"] else None,
         "size": total["kept"] + total["rejected"],
         "quota": None,
+        "quota_classes": None,
         "limit": None,
         "source": {
             "dataset": hashlib.sha256((source / DATASET).read_bytes()).hexdigest()[:16],
@@ -137,6 +138,11 @@ def _changes(source: Path, old: dict, levels: dict[str, float | None]) -> dict[s
         raise ValueError(
             f"dataset {source} holds no soft masks to make label maps of: leave "
             f"{' and '.join(levels)} out, or write it with ShardWriter's soft: true"
+        )
+    if levels and "keep_labels" in old:
+        raise ValueError(
+            f"dataset {source} has pseudo-labels, whose ignored pixels and kept labels soft masks "
+            f"do not tell: leave {' and '.join(levels)} out, or `predict` it with others"
         )
     return levels
 

@@ -131,8 +131,13 @@ class Vocabulary:
     @property
     def digest(self) -> str:
         """Hex digest of ids, keys and names: label maps with the same digest mean the same."""
-        text = json.dumps([(c.id, c.key, c.name) for c in self.classes])
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
+        return _digest([(c.id, c.key, c.name) for c in self.classes])
+
+    @property
+    def words_digest(self) -> str:
+        """Hex digest of everything that prompts may be made of: colours are left out."""
+        words = [(c.id, c.key, c.name, c.article, c.plural, c.synonyms) for c in self.classes]
+        return _digest(words)
 
     def __getitem__(self, class_id: int) -> VocabularyClass:
         if not 1 <= class_id <= len(self.classes):
@@ -186,6 +191,10 @@ class Vocabulary:
         words |= {_plain(w): c.id for c in self.classes for w in (c.key, c.name)}
         parts = ([_plain(part) for part in re.split("[,;]", label)] for label in labels)
         return [next((words[part] for part in some if part in words), 0) for some in parts]
+
+
+def _digest(facts: list) -> str:
+    return hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
 
 
 def _plain(word: str) -> str:

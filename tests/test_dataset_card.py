@@ -11,7 +11,7 @@ from acme.backbone import ToyBackbone
 from huggingface_hub import DatasetCard
 from toy_data import data_module, live_stream, write_dataset
 
-from ovseg.data.card import make_card, plain, size_category
+from ovseg.data.card import make_card, plain, size_category, without_folders
 from ovseg.data.shards import ShardStream
 from ovseg.quality import QualityFilter
 from ovseg.vocabulary import Vocabulary
@@ -94,7 +94,8 @@ def test_what_others_wrote_is_shown_as_it_is(manifest):
     manifest["annotator"]["source"] = "mmseg:/home/me/detector"
     text = make_card(manifest)
     assert r"| \*x\*\|\[y\]\(z\) w | 2 | 1 |" in text
-    assert "/home" not in text and r"| model | my\_model |" in text and "| detector |" in text
+    assert "/home" not in text and r"| model | my\_model |" in text
+    assert "| mmseg:detector |" in text
     assert r'# Images and masks, a "b" \| \<c\>' in text
     assert yaml.safe_load(text.split("---")[1])["pretty_name"] == 'Images and masks, a "b" | <c>'
     assert r'Vocabulary.load("a \"b\" | <c>", "1")' in text
@@ -129,3 +130,21 @@ def test_sizes():
     numbers = (999, 1000, 9999, 10_000, 250_000, 3_000_000)
     expected = ["n<1K", "1K<n<10K", "1K<n<10K", "10K<n<100K", "100K<n<1M", "1M<n<10M"]
     assert [size_category(n) for n in numbers] == expected
+
+
+@pytest.mark.parametrize(
+    "source, said",
+    [
+        ("mmseg:/home/me/runs/segmenter", "mmseg:segmenter"),
+        ("mmseg:~/segmenter/", "mmseg:segmenter"),
+        ("acme.grounder.Nearness", "acme.grounder.Nearness"),
+        (
+            "agreement of transformers:acme/coco and transformers:dino + transformers:/a/b/sam",
+            "agreement of transformers:acme/coco and transformers:dino + transformers:sam",
+        ),
+        ("mmseg:/a/coco, small regions given away", "mmseg:coco, small regions given away"),
+    ],
+)
+def test_sources_lose_their_folders_alone(source, said):
+    found = without_folders({"backbone": None, "annotator": {"source": source}})
+    assert found["annotator"]["source"] == said

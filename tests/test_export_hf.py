@@ -88,7 +88,7 @@ def test_the_card_says_what_was_made_by_what_but_not_where(tmp_path):
     text = (out / "README.md").read_text(encoding="utf-8")
     assert "12 images with masks" in text and "/home" not in text
     assert "text-to-image model: `toy`, revision not recorded, licence mit" in text
-    assert "masks these are: `detector`" in text
+    assert "masks these are: `mmseg:detector`" in text
     shown = ["potted plant", "déjà: vu", r'a "b" \#c', r"\{d\} \| \<e\>", "- 'f'"]
     for number, (name, words) in enumerate(zip(ODD, shown, strict=True), start=1):
         assert f"- {number} `{name}`: {words}\n" in text

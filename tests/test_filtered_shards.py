@@ -9,6 +9,7 @@ from toy_data import contents, data_module, live_stream, write_dataset
 
 from ovseg.callbacks.shard_writer import ShardWriter
 from ovseg.data.found import FoundStream
+from ovseg.data.prompts import TemplatePrompts
 from ovseg.data.shard_file import read_members, read_records
 from ovseg.data.shards import ShardStream
 from ovseg.quality import QualityFilter
@@ -168,6 +169,38 @@ def test_a_quota_is_met_by_the_first_shards_that_can(tmp_path):
     (tmp_path / "set" / "shard-000000.tar").unlink()
     write_dataset(tmp_path / "set", quota_module())
     assert contents(tmp_path / "set") == first
+
+
+def test_a_quota_waits_for_classes_that_were_not_asked_for_yet(tmp_path):
+    """Four samples ask for one class each; there are three that the annotator may find."""
+    data = quota_module(1, 60, bounds=None, forget=0.0)
+    stream = data.predict["data"]
+    stream.prompts = TemplatePrompts({1: 1}, [*CLASSES, "moon", "tree"])
+    stream.annotator.classes = [*CLASSES, "moon"]
+    write_dataset(tmp_path, data)
+    manifest = json.loads((tmp_path / "dataset.json").read_text())
+    wanted = [data.vocabulary.id_of(name) for name in (*CLASSES, "moon")]
+    assert manifest["quota_classes"] == sorted(wanted) and len(manifest["shards"]) == 2
+    assert manifest["yield"]["classes"].keys() >= {*CLASSES, "moon"}
+
+
+class Hidden(TemplatePrompts):
+    """Prompts that do not say which classes they name."""
+
+    def named_classes(self, vocabulary):
+        return None
+
+
+def test_what_was_never_asked_for_is_printed(tmp_path, capsys):
+    for name, prompts in (("told", TemplatePrompts), ("not", Hidden)):
+        data = quota_module(1, 8, bounds=None, forget=0.0)
+        data.predict["data"].prompts = prompts({1: 1}, CLASSES)
+        data.predict["data"].annotator.classes = [*CLASSES, "moon", "tree"]
+        write_dataset(tmp_path / name, data)
+        told = json.loads((tmp_path / name / "dataset.json").read_text())["quota_classes"]
+        assert (told is None) == (name == "not")
+        line = "has no samples of tree, moon for its quota: no prompt asked for them"
+        assert (line in capsys.readouterr().out) == (name == "not")
 
 
 def test_the_limit_ends_a_quota_that_cannot_be_met(tmp_path):

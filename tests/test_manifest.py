@@ -37,7 +37,9 @@ def test_dataset_json(tmp_path):
     assert manifest["vocabulary"] == {
         "name": "clipart",
         "digest": vocabulary.digest,
+        "words_digest": vocabulary.words_digest,
         "split": "1",
+        "unseen": [vocabulary[i].key for i in vocabulary.unseen],
         "num_classes": 21,
         "keys": ["background", *(c.key for c in vocabulary.classes)],
     }

@@ -91,6 +91,13 @@ def test_mixed_pairs(split):
         assert all(counts[c] == 3 for c in vocabulary.unseen)
 
 
+@pytest.mark.parametrize("classes", ["seen", "unseen", "all", "mixed", ["cat", "bus"]])
+def test_the_classes_that_are_named_are_known(vocabulary, classes):
+    prompts = TemplatePrompts({2: 1}, classes)
+    found = {i for ids in ids_of(prompts, vocabulary, range(60)) for i in ids}
+    assert prompts.named_classes(vocabulary) == found
+
+
 def test_three_and_four_objects(vocabulary):
     prompts = TemplatePrompts({3: 1, 4: 1}, "seen")
     groups = ids_of(prompts, vocabulary, range(200))

@@ -61,6 +61,7 @@ def test_captions_of_the_seen_classes(file, vocabulary):
         "class_path": "ovseg.data.prompts_captions.CaptionPrompts",
         "file": "captions.txt",
         "digest": digest,
+        "key": None,
         "classes": "seen",
         "max_words": 50,
         "negative_prompt": "blurred",
@@ -77,6 +78,7 @@ def test_other_classes_and_shorter_captions(file, vocabulary):
     assert everything.describe()["captions"]["without_name"] == 1
     named = CaptionPrompts(file, classes=["bus", "dog"])
     assert {r.prompt for r in made(named, vocabulary, 2)} == {"a bus, a bus and a coach"}
+    assert named.named_classes(vocabulary) == {vocabulary.id_of("bus")}  # no caption has a dog
     short = CaptionPrompts(file, classes="all", max_words=7)
     assert {len(r.prompt.split()) for r in made(short, vocabulary, 6)} == {4, 7}
     assert short.describe()["captions"]["too_long"] == 3
@@ -114,8 +116,10 @@ def test_objects_of_json(tmp_path, vocabulary):
     (bus,) = (r for r in requests if "BUS" in r.prompt)
     assert bus.prompt == "un caf\u00e9 et un BUS" and bus.entities[0].span == (14, 17)
     assert bus.prompt[14:17] == "BUS"
-    (cow,) = made(CaptionPrompts(str(path), key="text"), vocabulary, 1)
+    by_text = CaptionPrompts(str(path), key="text")
+    (cow,) = made(by_text, vocabulary, 1)
     assert cow.prompt == "a cow"
+    assert by_text.describe()["key"] == "text"  # the same file, other captions
 
 
 @pytest.mark.parametrize(

@@ -97,6 +97,11 @@ def test_classes_are_kept_apart_and_still_balanced(vocabulary):
     assert not [t for t in threes if any(pair <= set(t) for pair in forbidden)]
 
 
+def test_classes_without_weight_are_not_named(vocabulary):
+    prompts = TemplatePrompts({1: 1}, ["car", "bus", "cat"], weights={"cat": 0, "bus": 0.1})
+    assert prompts.named_classes(vocabulary) == {vocabulary.id_of(n) for n in ("car", "bus")}
+
+
 def test_limits_that_cannot_be_kept(vocabulary):
     words = ["car", "bus", "cat"]
     for weights, apart in (({}, [["car", "bus"]]), ({"cat": 9}, [["car", "cat"]])):

@@ -7,13 +7,14 @@ import pytest
 import torch
 from acme.backbone import ToyBackbone
 from acme.segmenter import PixelSegmenter
-from toy_data import quiet_trainer, write_dataset
+from toy_data import contents, data_module, live_stream, quiet_trainer, write_dataset
 
 from ovseg.__main__ import main
 from ovseg.annotators.base import Annotator
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.base import IGNORED_UNSEEN, PSEUDO_LABELS, UNSEEN_NAMES
 from ovseg.data.datamodule import SyntheticDataModule
+from ovseg.data.found import FoundStream
 from ovseg.data.mixture import MixtureStream
 from ovseg.data.pseudo import PseudoLabelStream
 from ovseg.data.shards import ShardStream
@@ -104,6 +105,42 @@ def test_labels_that_are_kept_are_completed(vocabulary):
     assert stream.describe()["annotator"]["requested_classes"] == [2, 5, 7]
 
 
+def test_new_views_of_every_epoch_are_labelled(vocabulary):
+    class Views(Images):
+        fresh = True
+
+        def __getitem__(self, positions):
+            batch = super().__getitem__([p % 3 for p in positions])
+            dark = torch.tensor([p >= 3 for p in positions])[:, None, None, None]
+            return batch.replace(images=batch.images.masked_fill(dark, 0))
+
+    stream = bound(PseudoLabelStream(Views(), Reader(), band=0.2), vocabulary)
+    assert stream.fresh and not PseudoLabelStream(Images(), Reader()).fresh
+    batch = stream.complete(stream[[0, 3]], None)
+    assert (batch.labels[0] == 2).any() and not batch.labels[1].any()
+
+
+def test_padding_is_not_labelled(vocabulary):
+    class Padded(Images):
+        def __getitem__(self, positions):
+            sizes = torch.tensor([[8, 8], [8, 4], [8, 8]])[list(positions)]
+            return super().__getitem__(positions).replace(sizes=sizes)
+
+    stream = bound(PseudoLabelStream(Padded(), Reader()), vocabulary)
+    assert len(stream[[0, 2]]) == 2
+    with pytest.raises(ValueError, match=r"got \[\[8, 8\], \[8, 4\]\] in one batch: bring them"):
+        stream[[0, 1]]
+
+
+def test_what_taught_the_annotator_counts(vocabulary, monkeypatch):
+    describe = Reader.describe
+    facts = {"practices": ["taught so"]}
+    monkeypatch.setattr(Reader, "describe", lambda self: {**describe(self), **facts})
+    stream = bound(PseudoLabelStream(Images(), Reader()), vocabulary)
+    assert "taught so" in stream.practices()
+    assert stream.describe()["annotator"]["practices"] == ["taught so"]
+
+
 def test_who_does_not_say_counts_as_taught_all(vocabulary, monkeypatch):
     every = [c.id for c in vocabulary.classes]
     monkeypatch.setattr(Reader, "describe", lambda self: {"source": "reader"})
@@ -137,6 +174,45 @@ def test_written_as_shards_it_is_read_again(tmp_path, vocabulary):
     assert main(["refilter", str(folder), "--out", str(tmp_path / "again")]) == 0
     again = json.loads((tmp_path / "again" / "dataset.json").read_text())
     assert again["practices"] == facts["practices"] == ["pseudo-labels of real images"]
+
+
+def test_soft_masks_need_a_size_and_make_no_other_labels(tmp_path, capfd):
+    data = SyntheticDataModule(
+        "clipart", "1", 2, predict={"data": PseudoLabelStream(Images(), Reader())}
+    )
+    with pytest.raises(ValueError, match="without data.backbone there is none: set soft_stride"):
+        write_dataset(tmp_path / "data", data, soft=True)
+    assert not (tmp_path / "data").exists()
+    folder = write_dataset(tmp_path / "data", data, soft=True, soft_stride=1)
+    again = ["refilter", str(folder), "--out", str(tmp_path / "again")]
+    assert main([*again, "--band", "0.1"]) == 2
+    error = capfd.readouterr().err
+    assert "has pseudo-labels" in error and "leave band out, or `predict`" in error
+    assert not (tmp_path / "again").exists()
+    assert main([*again, "--band", "0.4"]) == 0  # as it was
+
+
+def test_labels_of_a_dataset_say_of_which(tmp_path):
+    """A lost shard is made again of the same images alone, wherever they lie."""
+    one = write_dataset(tmp_path / "one")
+    other = write_dataset(tmp_path / "other", data_module(predict={"data": live_stream(seed=9)}))
+
+    def write(images):
+        stream = PseudoLabelStream(images, Reader(), shard_size=4)
+        data = SyntheticDataModule("clipart", "1", 2, predict={"data": stream})
+        return contents(write_dataset(tmp_path / "labels", data))
+
+    first = write(ShardStream(str(one)))
+    (tmp_path / "labels" / "shard-000001.tar").unlink()
+    for images in (
+        ShardStream(str(other)),
+        FoundStream(str(one)),
+        ShardStream(str(one), limit=9),
+        ShardStream(str(one), max_damaged=0.1),
+    ):
+        with pytest.raises(ValueError, match=r"holds another dataset \(images\."):
+            write(images)
+    assert write(ShardStream(str(one.rename(tmp_path / "moved")))) == first
 
 
 def test_wrong_arguments():

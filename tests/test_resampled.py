@@ -62,3 +62,10 @@ def test_another_course_is_refused(dataset, tiny_pipeline):
     other = backbone(tiny_pipeline, guidance_scale=3.0)
     with pytest.raises(ValueError, match="another way: guidance_scale 7.5 there, 3.0 here$"):
         completed(stream, other)
+
+
+def test_photographs_are_refused(dataset, tiny_pipeline):
+    stream = ResampledStream(dataset)
+    stream.source.manifest["real_images"] = True
+    with pytest.raises(ValueError, match="holds photographs, which no model samples again"):
+        stream.check(backbone(tiny_pipeline))

@@ -151,6 +151,25 @@ def test_a_part_of_the_batches_is_not_called_complete(tmp_path):
     assert contents(write_dataset(tmp_path / "out")) == contents(whole)
 
 
+@pytest.mark.parametrize("limits", [{"limit_predict_batches": 1}, {"fast_dev_run": True}])
+def test_one_batch_ends(tmp_path, limits):
+    writer = ShardWriter(str(tmp_path / "out"))
+    trainer = quiet_trainer(tmp_path, callbacks=[writer], **limits)
+    data = data_module(predict={"data": live_stream()})
+    trainer.predict(DatasetModule(), data, return_predictions=False)
+    assert not writer.wants_more and sorted(contents(tmp_path / "out")) == ["request.json"]
+
+
+def test_a_part_of_each_of_several_streams(tmp_path):
+    streams = {"one": live_stream(), "two": live_stream(seed=5)}
+    callbacks = [ShardWriter(str(tmp_path / "{name}"))]
+    trainer = quiet_trainer(tmp_path, callbacks=callbacks, limit_predict_batches=3)
+    trainer.predict(DatasetModule(), data_module(predict=streams), return_predictions=False)
+    for name in streams:  # the third batch begins a shard that is not finished
+        shards = [path.name for path in (tmp_path / name).glob("shard-*")]
+        assert shards == ["shard-000000.tar"], name
+
+
 def test_threads_are_fixed_and_recorded(tmp_path):
     before = torch.get_num_threads()
     try:
@@ -253,26 +272,6 @@ def test_a_complete_dataset_needs_no_writable_folder(tmp_path, monkeypatch, caps
     (dataset / "shard-000001.tar").unlink()
     with pytest.raises(PermissionError, match="cannot write the dataset to .*Read-only file sys"):
         write_dataset(dataset)
-
-
-def test_a_lost_shard_is_made_again_alone(tmp_path):
-    dataset = write_dataset(tmp_path)
-    first = contents(dataset)
-    times = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
-    (dataset / "shard-000001.tar").unlink()
-
-    class Counting(ToyBackbone):
-        made = []
-
-        def sample(self, requests):
-            self.made += [request.index for request in requests]
-            return super().sample(requests)
-
-    data = data_module(backbone=Counting(forget=0.2), predict={"data": live_stream()})
-    write_dataset(dataset, data)
-    assert Counting.made == [4, 5, 6, 7] and contents(dataset) == first
-    again = {path.name: path.stat().st_mtime_ns for path in dataset.glob("*.tar")}
-    assert [name for name in times if times[name] != again[name]] == ["shard-000001.tar"]
 
 
 def test_a_shard_that_another_process_is_writing_is_left_to_it(tmp_path, capsys):

@@ -4,6 +4,7 @@ import hashlib
 import io
 import json
 import pickle
+import shutil
 
 import numpy as np
 import pytest
@@ -131,6 +132,20 @@ def test_another_vocabulary_or_split_is_refused(dataset):
     assert Vocabulary.load("clipart").digest in str(caught.value)
     with pytest.raises(ValueError, match="'clipart', split '1'.*not 'clipart', split '2'"):
         ShardStream(str(dataset)).bind(Vocabulary.load("clipart", "2"))
+
+
+def test_other_unseen_classes_of_a_split_are_refused(dataset, tmp_path):
+    folder = shutil.copytree(dataset, tmp_path / "set")
+    path = folder / "dataset.json"
+    manifest = json.loads(path.read_text())
+    assert len(manifest["vocabulary"]["unseen"]) == 5
+    manifest["vocabulary"]["unseen"][0] = "sun"
+    path.write_text(json.dumps(manifest))
+    with pytest.raises(ValueError, match="other unseen classes in split '1', sun, .* with$"):
+        open_stream(folder)
+    del manifest["vocabulary"]["unseen"]  # as in older datasets
+    path.write_text(json.dumps(manifest))
+    assert len(open_stream(folder)) == 10
 
 
 def rewrite(dataset, folder, change):

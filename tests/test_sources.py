@@ -255,15 +255,17 @@ def test_what_cannot_be_fetched_is_said(server, tmp_path, url, kind, message):
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("old", "text", "message"),
     [
-        ("<html>", "dataset.json is not what `predict` wrote"),
-        ("[]", "dataset.json is not what `predict` wrote"),
-        ('{"shards": {"../../a.tar": {"sha256": "0"}}}', "names a shard '../../a.tar'"),
+        (None, "<html>", r"is no dataset.json \(Expecting value.*: give the URL of a dataset"),
+        (None, "[]", r"is no dataset.json \(it has no 'format'\): give the URL of a"),
+        ('"digest"', '"digits"', "it has no 'vocabulary.digest'"),
+        ('"shard-000000.tar"', '"../../a.tar"', "names a shard '../../a.tar': give the URL of a d"),
     ],
 )
-def test_a_foreign_dataset_json_is_refused(server, tmp_path, text, message):
-    (tmp_path / "served/toy/dataset.json").write_text(text)
+def test_a_foreign_dataset_json_is_refused(server, tmp_path, old, text, message):
+    path = tmp_path / "served/toy/dataset.json"
+    path.write_text(text if old is None else path.read_text().replace(old, text))
     with pytest.raises(ValueError, match=message):
         open_stream(f"{server.url}/toy", **cache(tmp_path))
     assert not kept(tmp_path)

@@ -167,6 +167,20 @@ def test_digest_depends_on_what_label_maps_mean(tmp_path):
     assert Vocabulary.load(write(tmp_path, swapped), "a").digest != first
 
 
+@pytest.mark.parametrize(
+    "changes", [{"article": "some"}, {"plural": "kitties"}, {"synonyms": ["kitty"]}]
+)
+def test_digest_of_the_words_depends_on_what_prompts_are_made_of(tmp_path, changes):
+    first = Vocabulary.load(write(tmp_path, own()), "a")
+    reworded, recoloured = own(), own()
+    reworded["classes"][0] |= changes
+    recoloured["classes"][0]["color"] = [9, 9, 9]
+    other = Vocabulary.load(write(tmp_path, reworded), "a")
+    assert other.words_digest != first.words_digest and other.digest == first.digest
+    same = Vocabulary.load(write(tmp_path, recoloured), "a")
+    assert same.words_digest == first.words_digest
+
+
 def test_unknown_class_names_the_nearest():
     with pytest.raises(ValueError, match="unknown class 'motobike'.*nearest: motorbike"):
         Vocabulary.load("voc").id_of("motobike")

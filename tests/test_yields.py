@@ -6,7 +6,7 @@ from collections import Counter
 import pytest
 
 from ovseg.data.shard_format import Record
-from ovseg.data.yields import Plan, Yield, plan
+from ovseg.data.yields import Plan, Yield, never_asked, plan
 from ovseg.quality import Facts
 from ovseg.structures import Entity, Request
 
@@ -72,6 +72,17 @@ def test_a_gap_hides_what_follows():
     yields = [shard(c1=3, c2=3)] * 7
     assert plan(CONFIG, {0, 2, 3}, yields.__getitem__) == Plan(3, False, {})
     assert plan(CONFIG, {0, 1, 2}, yields.__getitem__) == Plan(3, True, {})
+
+
+def test_a_class_that_is_still_to_be_asked_for_is_missing():
+    yields = [shard(c1=3, c2=3)] * 7
+    config = {**CONFIG, "quota_classes": [1, 4]}
+    assert plan(config, {0, 1, 2}, yields.__getitem__) == Plan(4, False, {4: 3})
+    total = {"classes": {"cat": {"asked": 2, "kept": 2}, "dog": {"asked": 2, "kept": 2}}}
+    words = {"vocabulary": {"keys": ["background", "cat", "dog", "cow", "bus"]}}
+    assert never_asked({**config, **words}, total) == ["bus"]
+    assert never_asked({**CONFIG, **words}, total) == ["cow", "bus"]
+    assert never_asked({**CONFIG, **words, "requested_classes": [2, 3]}, total) == ["cow"]
 
 
 def test_the_limit_ends_it_and_unknown_classes_do_not_count():

@@ -15,6 +15,7 @@ from ovseg.data.shard_file import shard_name
 from ovseg.data.shard_format import encode_sample, samples_of
 from ovseg.data.shard_writing import Rejected, Shard, telling_where
 from ovseg.data.sharing import claim, open_shards, publish, what_is_left
+from ovseg.data.yields import never_asked
 from ovseg.report.terminal import show_yield
 from ovseg.structures import IGNORE, Batch
 
@@ -76,16 +77,7 @@ class ShardWriter(Callback):
         data = trainer.datamodule
         if not isinstance(data, SyntheticDataModule):
             raise ValueError(f"ShardWriter writes a SyntheticDataModule, not {type(data).__name__}")
-        if data.vocabulary.num_classes > IGNORE:
-            raise ValueError(
-                f"a mask of uint8 holds {IGNORE - 1} classes, vocabulary "
-                f"{data.vocabulary.name!r} has {data.vocabulary.num_classes - 1}"
-            )
-        if len(data.predict) > 1 and "{name}" not in self.output:
-            raise ValueError(
-                f"output must hold {{name}} to keep {len(data.predict)} streams apart, got "
-                f"{self.output!r}: write e.g. {self.output}/{{name}}"
-            )
+        self._check(data)
         self._folders = [Path(self.output.replace("{name}", name)) for name in data.predict]
         requests = [self._request(data, name) for name in data.predict]
         self._configs = [request["config"] for request in requests]
@@ -102,6 +94,28 @@ class ShardWriter(Callback):
             raise error
         data.pending = dict(zip(data.predict, shards, strict=True))
         data.claim = self._claim
+
+    def _check(self, data: SyntheticDataModule) -> None:
+        """Refuse what cannot be written.
+
+        Raises:
+            ValueError: If something cannot be.
+        """
+        if data.vocabulary.num_classes > IGNORE:
+            raise ValueError(
+                f"a mask of uint8 holds {IGNORE - 1} classes, vocabulary "
+                f"{data.vocabulary.name!r} has {data.vocabulary.num_classes - 1}"
+            )
+        if len(data.predict) > 1 and "{name}" not in self.output:
+            raise ValueError(
+                f"output must hold {{name}} to keep {len(data.predict)} streams apart, got "
+                f"{self.output!r}: write e.g. {self.output}/{{name}}"
+            )
+        if self.soft and self.soft_stride is None and data.feature_spec is None:
+            raise ValueError(
+                "soft masks have the size of the finest tap, and without data.backbone there is "
+                "none: set soft_stride of ShardWriter, 1 for the image's size"
+            )
 
     def _prepare(self, requests: Iterable[dict]) -> None:
         for folder, request in zip(self._folders, requests, strict=True):
@@ -149,6 +163,7 @@ class ShardWriter(Callback):
         """
         if not isinstance(outputs, Batch) or len(outputs) == 0:
             return
+        self._drop(before=dataloader_idx)  # where the trainer limits the batches
         place = outputs.position
         shard = place and (dataloader_idx, place.shard)
         if shard not in self._claimed or self._begun != (None if place.first else shard):
@@ -160,8 +175,8 @@ class ShardWriter(Callback):
         stream = list(data.predict.values())[dataloader_idx]
         size = None
         if self.soft:
-            finest = min(tap.stride for tap in data.feature_spec.taps.values())
-            size = tuple(n // (self.soft_stride or finest) for n in outputs.images.shape[-2:])
+            stride = self.soft_stride or min(t.stride for t in data.feature_spec.taps.values())
+            size = tuple(n // stride for n in outputs.images.shape[-2:])
         self._begun = shard
         with telling_where(folder / shard_name(place.shard)):
             for sample in samples_of(outputs, size, stream.filter):
@@ -182,13 +197,14 @@ class ShardWriter(Callback):
 
     def _finish(self, trainer: Trainer) -> bool:
         """Describe what is complete; return whether there is more that can be made now."""
-        more, whole = False, trainer.limit_predict_batches == 1.0
+        more, limit = False, trainer.limit_predict_batches
+        whole = isinstance(limit, float) and limit == 1.0  # the int 1 is a single batch
         asked = trainer.datamodule.pending.values()
         streams = zip(self._folders, self._configs, asked, strict=True)
         for place, (folder, config, numbers) in enumerate(streams):
             if finish(folder, config):
-                if numbers and config["filter"] is not None:
-                    show_yield(str(folder), read_manifest(folder)["yield"])
+                if numbers:
+                    _tell(folder, config)
             elif whole and self._open(trainer, place):
                 more = True
             else:
@@ -205,8 +221,19 @@ class ShardWriter(Callback):
         """Remove what was not completed, because the trainer limits the batches."""
         self._drop()
 
-    def _drop(self) -> None:
-        while self._claimed:
-            _, shard = self._claimed.popitem()
-            shard.drop()
-        self._begun = None
+    def _drop(self, before: int | None = None) -> None:
+        """Remove what was not completed, of all streams or of those before one."""
+        for shard in [s for s in self._claimed if before is None or s[0] < before]:
+            self._claimed.pop(shard).drop()
+            if shard == self._begun:
+                self._begun = None
+
+
+def _tell(folder: Path, config: dict) -> None:
+    """Print the yield of a dataset that has just been completed."""
+    counted = read_manifest(folder)["yield"]
+    if config["filter"] is not None:
+        show_yield(str(folder), counted)
+    if config.get("quota") is not None and (never := never_asked(config, counted)):
+        names = ", ".join(never)
+        print(f"{folder} has no samples of {names} for its quota: no prompt asked for them")

@@ -25,6 +25,8 @@ MADE = (
     "A text-to-image model made the images and another model the masks, no human; the licence is "
     "that of the text-to-image model."
 )
+SEPARATORS = re.compile(r"(agreement of | and | \+ |, )")
+"""What stands between the sources of an annotator that is made of several."""
 TAKEN = "Images and masks are those of a labelled dataset, whose licence is not recorded here."
 LABELLED = (
     "A model made the masks, or those that the images did not come with; the licence of the images "
@@ -162,8 +164,16 @@ def without_folders(manifest: Mapping) -> dict[str, dict]:
     backbone, annotator = manifest["backbone"], manifest["annotator"]
     if backbone is not None and not backbone.get("revision"):
         backbone = {**backbone, "model": Path(str(backbone.get("model"))).name}
-    source = str(annotator.get("source")).rpartition("/")[2]
+    parts = SEPARATORS.split(str(annotator.get("source")))
+    source = "".join(_without_folder(part) for part in parts)
     return {"backbone": backbone, "annotator": {**annotator, "source": source}}
+
+
+def _without_folder(source: str) -> str:
+    """Return "kind:name" of what may be a folder; a Hub id, owner/name, stays as it is."""
+    kind, colon, place = source.rpartition(":")
+    near = place.count("/") <= 1 and place[:1] not in ("/", ".", "~")
+    return kind + colon + (place if near else place.rstrip("/").rpartition("/")[2])
 
 
 def plain(text: object) -> str:

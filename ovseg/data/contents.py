@@ -11,22 +11,47 @@ from functools import cache, lru_cache
 from itertools import combinations
 from pathlib import Path
 
-from ovseg.data.shard_file import REJECTED, read_records, sha256_of, shard_name
+from ovseg.data.json_file import read_json
+from ovseg.data.shard_file import DATASET, REJECTED, read_records, sha256_of, shard_name
 from ovseg.data.shard_format import Record
 from ovseg.data.yields import Yield
 
 COUNTS = "counts.jsonl"
 """The file of a dataset that is not complete which tells of every finished shard what was kept."""
 
+BEFORE = "dataset.before.json"
+"""What `dataset.json` said, while lost shards of a dataset that was complete are made again."""
+
 GONE = "gone"
-"""Why a refiltered dataset lacks a sample: its source no longer had the file of it."""
+"""Why nothing else is known of a rejected sample: the file of it was deleted."""
+
+
+def recorded(folder: Path) -> dict:
+    """Return what `dataset.json` says of the files, or said before shards were lost; or {}.
+
+    Raises:
+        ValueError: If it is damaged.
+    """
+    for name in (DATASET, BEFORE, DATASET):  # another process may have completed it in between
+        with suppress(FileNotFoundError):
+            return _recorded(folder / name, _stamp(folder / name))
+    return {}
+
+
+@lru_cache(maxsize=4)
+def _recorded(path: Path, stamp: tuple[int, int]) -> dict:
+    return read_json(path, ["shards.*.bytes"])
 
 
 def describe_shards(folder: Path, request: dict, shards: int) -> dict:
-    """Return the contents of `dataset.json`."""
+    """Return the contents of `dataset.json`.
+
+    Files of rejects that were deleted after it was written before are as they were then; so is the
+    yield, if all others have their bytes again.
+    """
     config, total = request["config"], Yield()
     keys = config["vocabulary"]["keys"]
-    classes, pairs, kept, rejected = {}, {}, {}, {}
+    classes, pairs, kept, rejected, before = {}, {}, {}, {}, recorded(folder)
     for number, name in enumerate(map(shard_name, range(shards))):
         records = read_records(folder / name)
         for record in records:
@@ -37,7 +62,11 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
         total += gone_yield(config, [number])
         if config.get("rejected") is not None:
             path = folder / REJECTED / name
-            rejected[name] = _file_facts(path, len(read_records(path)))
+            if before and not path.is_file():
+                rejected[name] = before["rejected_shards"][name]
+            else:
+                rejected[name] = _file_facts(path, len(read_records(path)))
+    again = _digests(before) == _digests({"shards": kept, "rejected_shards": rejected})
     return {
         **config,
         "environment": request["environment"],
@@ -47,14 +76,17 @@ def describe_shards(folder: Path, request: dict, shards: int) -> dict:
             "classes": {key: classes[key] for key in sorted(classes)},
             "pairs": {key: pairs[key] for key in sorted(pairs)},
         },
-        "yield": total.describe(keys),
+        "yield": before["yield"] if again else total.describe(keys),
         "shards": kept,
         "rejected_shards": rejected,
     }
 
 
 def shard_yield(folder: Path, number: int) -> Yield:
-    """Return what was kept and rejected of a finished shard, as it was noted, or counted again."""
+    """Return what was kept and rejected of a finished shard, as it was noted, or counted again.
+
+    Of rejects whose file was deleted nothing is known but their number.
+    """
     stamp, path = _stamp(folder / shard_name(number)), folder / COUNTS
     with suppress(FileNotFoundError):
         if (noted := _noted(path, _stamp(path)).get((number, *stamp))) is not None:
@@ -71,6 +103,10 @@ def gone_yield(config: dict, numbers: Iterable[int]) -> Yield:
     """
     gone = (config.get("source") or {}).get(GONE, {})
     count = sum(gone.get(shard_name(number), 0) for number in numbers)
+    return _gone(count)
+
+
+def _gone(count: int) -> Yield:
     return Yield(rejected=count, reasons=Counter({GONE: count} if count else {}))
 
 
@@ -104,8 +140,11 @@ def _noted(path: Path, stamp: tuple[int, int]) -> dict[tuple[int, ...], Yield]:
 
 @cache
 def _counted(folder: Path, number: int, stamp: tuple[int, int]) -> Yield:
-    paths = [folder / shard_name(number), folder / REJECTED / shard_name(number)]
-    return Yield.of(record for path in paths if path.is_file() for record in read_records(path))
+    name = shard_name(number)
+    paths = [path for path in (folder / name, folder / REJECTED / name) if path.is_file()]
+    counted = Yield.of(record for path in paths for record in read_records(path))
+    files = recorded(folder).get("rejected_shards", {}) if len(paths) == 1 else {}
+    return Yield.sum([counted, _gone(files[name]["samples"])]) if name in files else counted
 
 
 def digest_of(config: dict) -> str:
@@ -116,6 +155,12 @@ def digest_of(config: dict) -> str:
 def _file_facts(path: Path, samples: int) -> dict:
     """Return number of samples, bytes and digest of a shard."""
     return {"samples": samples, "bytes": path.stat().st_size, "sha256": sha256_of(path)}
+
+
+def _digests(manifest: dict) -> list[dict[str, str]]:
+    """Return the SHA-256 of every file of a dataset."""
+    parts = (manifest.get(key, {}) for key in ("shards", "rejected_shards"))
+    return [{name: facts["sha256"] for name, facts in part.items()} for part in parts]
 
 
 def _count(record: Record, keys: Sequence[str], classes: dict, pairs: dict) -> None:

@@ -17,6 +17,7 @@ from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.ahead import Ahead
 from ovseg.data.base import Stream, WritableStream
 from ovseg.data.loader import TrainLoader
+from ovseg.data.prompts import Prompts
 from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSampler
 from ovseg.structures import Batch, FeatureSpec
 from ovseg.vocabulary import Vocabulary
@@ -187,12 +188,15 @@ class SyntheticDataModule(LightningDataModule):
             "vocabulary": {
                 "name": vocabulary.name,
                 "digest": vocabulary.digest,
+                "words_digest": vocabulary.words_digest,
                 "split": vocabulary.split,
+                "unseen": [vocabulary[i].key for i in vocabulary.unseen],
                 "num_classes": vocabulary.num_classes,
                 "keys": ["background", *(c.key for c in vocabulary.classes)],
             },
             "requested_classes": facts["annotator"].get("requested_classes"),
             **facts,
+            "quota_classes": _quota_classes(stream, facts, vocabulary),
             "filter": stream.filter.describe() if stream.filter is not None else None,
             "batch_size": min(self.batch_size, stream.shard_size),
             **_latents(self.backbone),
@@ -258,6 +262,15 @@ class SyntheticDataModule(LightningDataModule):
 
     def _loader(self, stream: Stream, sampler: BatchSampler) -> DataLoader:
         return DataLoader(stream, batch_size=None, sampler=sampler, num_workers=self.num_workers)
+
+
+def _quota_classes(stream: WritableStream, facts: dict, vocabulary: Vocabulary) -> list[int] | None:
+    """Return which classes a quota waits for; None if there is none, or it is not known."""
+    prompts = getattr(stream, "prompts", None)
+    if facts.get("quota") is None or not isinstance(prompts, Prompts):
+        return None
+    named, asked = prompts.named_classes(vocabulary), facts["annotator"].get("requested_classes")
+    return sorted(named & set(named if asked is None else asked)) if named is not None else None
 
 
 def _latents(backbone: DiffusionBackbone | None) -> dict:

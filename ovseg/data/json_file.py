@@ -22,12 +22,28 @@ def read_json(
     Raises:
         ValueError: If it is no JSON, or something is missing.
     """
+    return parse_json(path.read_bytes(), str(path), needed, advice)
+
+
+def parse_json(content: bytes, path: str, needed: Sequence[str], advice: str) -> dict:
+    """Return what stands in a JSON file that this package has written; see `read_json`.
+
+    Args:
+        content: Of the file.
+        path: Where it lies, for messages.
+        needed: What must be there.
+        advice: What to do if it is not.
+
+    Raises:
+        ValueError: If it is no JSON, or something is missing.
+    """
+    wrong = f"{path} is no {path.rpartition('/')[2]}"
     try:
-        data = json.loads(path.read_text(encoding="utf-8"))
+        data = json.loads(content.decode("utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is no {path.name} ({error}): {advice}") from None
+        raise ValueError(f"{wrong} ({error}): {advice}") from None
     if missing := [key for key in needed if not _has(data, key.split("."))]:
-        raise ValueError(f"{path} is no {path.name} (it has no {missing[0]!r}): {advice}")
+        raise ValueError(f"{wrong} (it has no {missing[0]!r}): {advice}")
     return data
 
 

@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from pathlib import Path
 
 from ovseg.data.card import make_card
-from ovseg.data.contents import COUNTS, describe_shards, shard_yield
+from ovseg.data.contents import BEFORE, COUNTS, describe_shards, recorded, shard_yield
 from ovseg.data.json_file import read_json
 from ovseg.data.shard_file import DATASET, REJECTED, shard_name, shard_number
 from ovseg.data.shard_writing import held_shards, locked, telling_where
@@ -36,6 +36,12 @@ NEEDED = (
     "shards.*.sha256",
 )
 """What `dataset.json` has in every format; see `read_json`."""
+
+UNTOLD = tuple(
+    f"{key} is None there"
+    for key in ("quota_classes", "vocabulary.unseen", "vocabulary.words_digest")
+)
+"""Differences from older datasets, which are of use all the same once they are finished."""
 
 SHOWN = 6
 """Differences that an error names; of more it says how many."""
@@ -60,17 +66,24 @@ def prepare(folder: Path, request: dict) -> None:
             _refuse_another(folder, request, finished=True)
             return
         with locked(folder):
-            if held_shards(folder) or any(_sizes(folder).values()):
+            if begun := held_shards(folder) or any(_sizes(folder).values()):
                 _refuse_another(folder, request, finished=False)
-            if (folder / DATASET).is_file():
-                for number in pending(folder, config):  # only dataset.json tells of the damage
-                    (folder / shard_name(number)).unlink(missing_ok=True)
-                (folder / DATASET).unlink()
+            _reopen(folder, config)
+            if not begun:  # of another dataset, maybe
+                (folder / BEFORE).unlink(missing_ok=True)
             write_json(folder / REQUEST, request)
     except OSError as error:
         raise PermissionError(
             f"cannot write the dataset to {folder} ({error.strerror}): choose another output"
         ) from None
+
+
+def _reopen(folder: Path, config: dict) -> None:
+    """Take `dataset.json` aside if shards are lost; it goes on telling of those that are there."""
+    if (folder / DATASET).is_file() and (lost := pending(folder, config)):
+        for number in lost:  # only dataset.json tells of the damage
+            (folder / shard_name(number)).unlink(missing_ok=True)
+        os.replace(folder / DATASET, folder / BEFORE)
 
 
 def pending(folder: Path, config: dict, ahead: int = 1) -> list[int]:
@@ -92,22 +105,25 @@ def done_shards(folder: Path, config: dict) -> set[int]:
     """Return the numbers of the finished shards.
 
     One that is empty is not, nor one of another size than `dataset.json` says. The rejects of a
-    complete dataset may have been deleted.
+    complete dataset may have been deleted, also when shards of it are made again.
     """
-    recorded = _recorded_sizes(folder)
-    sizes = _sizes(folder)
-    done = {name for name, size in sizes.items() if 0 < size == recorded.get(name, size)}
-    if config.get("rejected") is not None and not recorded:
-        done &= _sizes(folder / REJECTED).keys()
+    complete, told = (folder / DATASET).is_file(), _recorded_sizes(folder)
+    sizes = {name: size for name, size in _sizes(folder).items() if size}
+    done = {name for name, size in sizes.items() if size == told.get(name)}
+    if not complete:
+        alone = config.get("rejected") is None
+        done |= sizes.keys() if alone else sizes.keys() & _sizes(folder / REJECTED).keys()
     return {shard_number(Path(name)) for name in done}
 
 
 def is_done(folder: Path, config: dict, number: int) -> bool:
     """Return whether a shard of a dataset that is not complete is finished."""
     path = folder / shard_name(number)
-    alone = config.get("rejected") is None
-    there = path.is_file() and path.stat().st_size > 0
-    return there and (alone or (folder / REJECTED / path.name).is_file())
+    if not path.is_file() or not (size := path.stat().st_size):
+        return False
+    if config.get("rejected") is None or (folder / REJECTED / path.name).is_file():
+        return True
+    return _recorded_sizes(folder).get(path.name) == size
 
 
 def plan_shards(folder: Path, config: dict) -> Plan:
@@ -151,6 +167,7 @@ def _complete(folder: Path, shards: int) -> None:
     with telling_where(folder / DATASET):
         write_text(folder / CARD, make_card(facts))
         write_json(folder / DATASET, facts)
+    (folder / BEFORE).unlink(missing_ok=True)
 
 
 def read_request(folder: Path, *needed: str) -> dict:
@@ -224,10 +241,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def _recorded_sizes(folder: Path) -> dict[str, int]:
-    path = folder / DATASET
-    if not path.is_file():
-        return {}
-    shards = read_json(path, ["shards.*.bytes"])["shards"]
+    """Return the bytes of the shards of a dataset that is complete, or was."""
+    shards = recorded(folder).get("shards", {})
     return {name: facts["bytes"] for name, facts in shards.items()}
 
 
@@ -250,7 +265,9 @@ def _refuse_another(folder: Path, request: dict, finished: bool) -> None:
     there = read_request(folder)
     here = json.loads(json.dumps(request))  # tuples become lists, as they did there
     lines = differences(there["config"], here["config"])
-    if not lines and not finished:  # a finished dataset is of use in any environment
+    if finished:
+        lines = [line for line in lines if not line.startswith(UNTOLD)]
+    elif not lines:  # a finished dataset is of use in any environment
         lines = differences(there["environment"], here["environment"])
     if lines:
         shown = "; ".join(lines[:SHOWN]) + (

@@ -30,6 +30,13 @@ class Prompts(ABC):
     def describe(self) -> dict:
         """Return JSON-ready facts for `dataset.json` that tell these prompts from others."""
 
+    def named_classes(self, vocabulary: Vocabulary) -> set[int] | None:
+        """Return the ids of the classes that requests name sooner or later; None: not known.
+
+        A quota waits for these; where they are not known, for those that were asked for so far.
+        """
+        return None
+
     def check(self, backbone: DiffusionBackbone, vocabulary: Vocabulary) -> None:  # noqa: B027
         """Refuse what a backbone cannot be told, where that is known before it is asked.
 
@@ -104,6 +111,10 @@ class TemplatePrompts(Prompts):
         template = self.templates[int(draws[0] % np.uint64(len(self.templates)))]
         prompt, entities = self.write(template, ids, vocabulary, seed, index)
         return Request(index, sample_seed(seed, index), prompt, entities, self.negative_prompt)
+
+    def named_classes(self, vocabulary: Vocabulary) -> set[int]:
+        """Return the classes that are chosen from."""
+        return self.choice.classes_of(vocabulary)
 
     def write(
         self, template: str, ids: Sequence[int], vocabulary: Vocabulary, seed: int, index: int

@@ -67,7 +67,8 @@ class CaptionPrompts(Prompts):
             raise FileNotFoundError(f"no captions {file}: give a text file or a .jsonl file")
         data = self.file.read_bytes()
         self.digest = hashlib.sha256(data).hexdigest()[:16]
-        self.captions = tuple(_read(data, self.file, key))
+        self.key = key if self.file.suffix.lower() == ".jsonl" else None
+        self.captions = tuple(_read(data, self.file, self.key))
         if not self.captions:
             raise ValueError(f"{file} holds no captions: give a file with one per line")
         self._bound: tuple[Vocabulary, list[Caption], Counter] | None = None
@@ -85,6 +86,11 @@ class CaptionPrompts(Prompts):
         caption = usable[_order(len(usable), seed, epoch)[place]]
         own = sample_seed(seed, index)
         return Request(index, own, caption.text, caption.entities, self.negative_prompt)
+
+    def named_classes(self, vocabulary: Vocabulary) -> set[int]:
+        """Return the classes that the captions name."""
+        captions = self._usable(vocabulary)
+        return {entity.class_id for caption in captions for entity in caption.entities}
 
     def check(self, backbone: DiffusionBackbone, vocabulary: Vocabulary) -> None:
         """Refuse captions that the backbone cannot be told.
@@ -118,6 +124,7 @@ class CaptionPrompts(Prompts):
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
             "file": self.file.name,
             "digest": self.digest,
+            "key": self.key,
             "classes": self.classes,
             "max_words": self.max_words,
             "negative_prompt": self.negative_prompt,
@@ -158,16 +165,21 @@ def _order(count: int, seed: int, epoch: int) -> np.ndarray:
     return permutation(count, seed, 30, epoch)
 
 
-def _read(data: bytes, path: Path, key: str) -> Iterator[str]:
-    """Yield the captions of a file, in Unicode's composed form; empty lines are none."""
+def _read(data: bytes, path: Path, key: str | None) -> Iterator[str]:
+    """Yield the captions of a file, in Unicode's composed form; empty lines are none.
+
+    Args:
+        data: What stands in it.
+        path: Its path, for messages.
+        key: Field of the caption in each line's object; None if the line is the caption.
+    """
     try:
         lines = data.decode("utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text in UTF-8: {error.reason}") from None
-    objects = path.suffix.lower() == ".jsonl"
     for number, line in enumerate(lines, start=1):
         if line.strip():
-            text = _field(line, key, f"{path}, line {number}") if objects else line
+            text = line if key is None else _field(line, key, f"{path}, line {number}")
             yield " ".join(composed(text).split())
 
 

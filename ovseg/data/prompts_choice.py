@@ -57,6 +57,10 @@ class BalancedChoice:
         count, turn = self._kind(index, seed)
         return self._choose(count, turn, vocabulary, seed)
 
+    def classes_of(self, vocabulary: Vocabulary) -> set[int]:
+        """Return the ids of the classes that prompts name sooner or later."""
+        return set(vocabulary.select("all" if self.classes == "mixed" else self.classes))
+
     def describe(self) -> dict:
         """Return the arguments."""
         return {

@@ -80,10 +80,18 @@ class WeightedChoice(BalancedChoice):
         more = {"weights": self.weights, "never_together": self.never_together}
         return super().describe() | more
 
-    def _choose(self, count: int, turn: int, vocabulary: Vocabulary, seed: int) -> list[int]:
+    def classes_of(self, vocabulary: Vocabulary) -> set[int]:
+        """Return the ids of the classes that have a weight."""
+        return set(self._weights(vocabulary))
+
+    def _weights(self, vocabulary: Vocabulary) -> dict[int, float]:
+        """Return the positive weights by class id."""
         named = by_class(self.weights, vocabulary, self.source)
         weights = {i: named.get(i, 1.0) for i in self._allowed(vocabulary)}
-        weights = {i: weight for i, weight in weights.items() if weight}
+        return {i: weight for i, weight in weights.items() if weight}
+
+    def _choose(self, count: int, turn: int, vocabulary: Vocabulary, seed: int) -> list[int]:
+        weights = self._weights(vocabulary)
         if max(self.shares) > len(weights):
             raise ValueError(
                 f"a prompt of {max(self.shares)} objects needs as many classes of positive weight, "

@@ -30,10 +30,13 @@ class ResampledStream(FoundStream):
         """Check that this backbone samples as the one that made the dataset.
 
         Raises:
-            ValueError: If there is none, or it is another model or samples in another way.
+            ValueError: If there is none, it is another model or samples in another way, or no model
+                has made the images.
         """
         if backbone is None:
             raise ValueError(f"{self.source} is to be sampled again: set data.backbone")
+        if not self.generated:
+            raise ValueError(f"{self.source} holds photographs, which no model samples again")
         super().check(backbone)
         there, here = self.manifest["backbone"], backbone.describe()
         changes = [

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -12,8 +11,11 @@ from contextlib import contextmanager
 from functools import cached_property
 from pathlib import Path
 
+from ovseg.data.contents import digest_of
 from ovseg.data.fetch import fetch_bytes, fetch_file, is_url, split_query
-from ovseg.data.manifest import DATASET, read_manifest, write_json
+from ovseg.data.json_file import parse_json
+from ovseg.data.manifest import DATASET, NEEDED, read_manifest, write_json
+from ovseg.vocabulary import Vocabulary
 
 CACHE = "~/.cache/ovseg/datasets"
 
@@ -26,6 +28,35 @@ class Source(ABC):
     """
 
     manifest: dict
+
+    @property
+    def digest(self) -> str:
+        """Hex digest of its configuration and its shards, wherever it lies."""
+        shards = {name: facts["sha256"] for name, facts in self.manifest["shards"].items()}
+        return digest_of({"config": self.manifest["config_digest"], "shards": shards})
+
+    def check(self, vocabulary: Vocabulary) -> None:
+        """Check that the masks mean what the vocabulary says.
+
+        Raises:
+            ValueError: If it was made with other classes, another split or other unseen classes.
+        """
+        there = self.manifest["vocabulary"]
+        here = {"name": vocabulary.name, "digest": vocabulary.digest, "split": vocabulary.split}
+        for key, words in (("digest", "classes"), ("split", "split")):
+            if there[key] != here[key]:
+                raise ValueError(
+                    f"dataset {self} was made with the {words} of vocabulary "
+                    f"{there['name']!r}, split {there['split']!r} (digest {there['digest']}), not "
+                    f"{here['name']!r}, split {here['split']!r} (digest {here['digest']})"
+                )
+        unseen = [vocabulary[i].key for i in vocabulary.unseen]
+        if there.get("unseen", unseen) != unseen:  # older datasets do not tell
+            raise ValueError(
+                f"dataset {self} was made with other unseen classes in split {there['split']!r}, "
+                f"{', '.join(there['unseen']) or 'none'}; here they are "
+                f"{', '.join(unseen) or 'none'}: give the vocabulary that it was made with"
+            )
 
     @abstractmethod
     def shard(self, name: str) -> Path:
@@ -96,14 +127,11 @@ class RemoteSource(Source):
             FileNotFoundError, ImportError, OSError, ValueError: If it cannot be.
             ValueError: If it is not what `predict` wrote.
         """
-        content = self._content
-        try:
-            manifest = json.loads(content)
-            names = [name for name, facts in manifest["shards"].items() if facts["sha256"]]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            raise ValueError(f"{self.url}/{DATASET} is not what `predict` wrote") from None
+        path, advice = f"{self.url}/{DATASET}", "give the URL of a dataset that `predict` wrote"
+        manifest = parse_json(self._content, path, NEEDED, advice)
+        names = manifest["shards"]
         if foreign := [name for name in names if not re.fullmatch(r"shard-\d+\.tar", name)]:
-            raise ValueError(f"{self.url}/{DATASET} names a shard {foreign[0]!r}")
+            raise ValueError(f"{path} names a shard {foreign[0]!r}: {advice}")
         return manifest
 
     @cached_property

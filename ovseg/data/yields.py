@@ -104,8 +104,8 @@ def plan(
     their numbers decide, so that processes and interruptions do not.
 
     Args:
-        config: The dataset's; `size`, `shard_size`, `quota`, `limit` and `requested_classes`
-            count.
+        config: The dataset's; `size`, `shard_size`, `quota`, `quota_classes`, `limit` and
+            `requested_classes` count.
         done: Numbers of the finished shards.
         yield_of: The yield of a finished shard.
         ahead: How many shards to make after the last that is known to be needed, in search of
@@ -125,10 +125,28 @@ def plan(
     return Plan(most, True, _missing(config, so_far))
 
 
+def never_asked(config: dict, counted: dict) -> list[str]:
+    """Return the keys of the classes that the annotator may find and that no prompt asked for.
+
+    Args:
+        config: The dataset's.
+        counted: `yield` of its `dataset.json`.
+    """
+    keys = config["vocabulary"]["keys"]
+    known = (config.get(name) for name in ("quota_classes", "requested_classes"))
+    ids = next((ids for ids in known if ids is not None), range(1, len(keys)))
+    return [keys[class_id] for class_id in sorted(ids) if keys[class_id] not in counted["classes"]]
+
+
 def _missing(config: dict, so_far: Yield) -> dict[int, int]:
-    """Return what every class that was asked for lacks, if the annotator may find it."""
-    asked = so_far.asked.keys()
-    if config.get("requested_classes") is not None:
-        asked &= set(config["requested_classes"])
+    """Return what every class lacks that is asked for and that the annotator may find.
+
+    Where it is not known which will be, those that were asked for so far count.
+    """
+    asked = config.get("quota_classes")
+    if asked is None:
+        asked = so_far.asked.keys()
+        if config.get("requested_classes") is not None:
+            asked &= set(config["requested_classes"])
     lacks = {class_id: config["quota"] - so_far.gained[class_id] for class_id in sorted(asked)}
     return {class_id: number for class_id, number in lacks.items() if number > 0}
