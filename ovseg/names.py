@@ -96,7 +96,7 @@ def _look(
     for part in (annotator, grounder):
         part.check(backbone)
         part.to(args.device)
-    asked, _ = taught_by(annotator, vocabulary)
+    asked, _ = taught_by(annotator.describe(), vocabulary)
     words = {
         place: (vocabulary[name.class_id], name.name)
         for place, name in enumerate(names)

@@ -62,14 +62,14 @@ class AgreementAnnotator(Annotator):
         ``trained_on`` are the classes of either, for samples may be chosen by their agreement.
         """
         first, second = self.first.describe(), self.second.describe()
-        asked, trained = taught_by(self.first, self.vocabulary)
-        _, others = taught_by(self.second, self.vocabulary)
+        asked, trained = taught_by(first, self.vocabulary)
+        _, others = taught_by(second, self.vocabulary)
         return {
             "source": f"agreement of {first['source']} and {second['source']}",
             "digest": f"{first['digest']}+{second['digest']}",
             "requested_classes": sorted(asked),
             "trained_on": sorted(trained | others),
-            "practices": sorted(practices_of(self.first) | practices_of(self.second)),
+            "practices": sorted(practices_of(first) | practices_of(second)),
             "first": first,
             "second": second,
         }

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import Any
 
 from torch import nn
 
@@ -43,21 +45,24 @@ class Annotator(nn.Module, ABC):
         """
 
 
-def taught_by(annotator: Annotator, vocabulary: Vocabulary) -> tuple[set[int], set[int]]:
+def taught_by(facts: Mapping[str, Any], vocabulary: Vocabulary) -> tuple[set[int], set[int]]:
     """Return the classes that an annotator was asked for, and those it was trained with.
 
     One that does not say counts as asked for, and trained with, all of the vocabulary.
+
+    Args:
+        facts: What it says of itself: `Annotator.describe`.
+        vocabulary: That it is bound to.
     """
-    facts = annotator.describe()
     values = (facts.get(key) for key in ("requested_classes", "trained_on"))
     every = [c.id for c in vocabulary.classes]
     asked, trained = (set(every if value is None else value) for value in values)
     return asked, trained
 
 
-def practices_of(annotator: Annotator) -> set[str]:
-    """Return what an annotator's own training did that a protocol may rule out."""
-    return set(annotator.describe().get("practices") or ())
+def practices_of(facts: Mapping[str, Any]) -> set[str]:
+    """Return what an annotator's own training did that a protocol may rule out; see `taught_by`."""
+    return set(facts.get("practices") or ())
 
 
 class AroundAnnotator(Annotator):

@@ -15,6 +15,7 @@ from ovseg.grounders.folder import (
     load_grounder,
     read_config,
     taught_names,
+    taught_practices,
 )
 from ovseg.grounders.partner import check_backbone
 from ovseg.structures import Annotation, DiffusionSample
@@ -93,13 +94,12 @@ class GrounderAnnotator(Annotator):
         of the bound vocabulary whose masks it has been trained with.
         """
         seen = taught_names(self.config)
-        vocabulary = self.config.get("vocabulary") or {}
-        practices = vocabulary.get("practices")
+        practices = taught_practices(self.config)
         return {
             "requested_classes": list(self.vocabulary.select("all")),
             "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],
             "source": self.config["class_path"],
-            "split": vocabulary.get("split"),
+            "split": (self.config.get("vocabulary") or {}).get("split"),
             "threshold": self.config["threshold"],
             "digest": folder_digest(self.folder),
             **({"practices": practices} if practices else {}),

@@ -115,7 +115,7 @@ class LiveStream(WritableStream):
 
     def taught_classes(self) -> set[int]:
         """Return the classes that the annotator is asked for and was trained with."""
-        asked, trained = taught_by(self.annotator, self.vocabulary)
+        asked, trained = taught_by(self.annotator.describe(), self.vocabulary)
         return asked & trained
 
     def practices(self) -> set[str]:
@@ -123,9 +123,10 @@ class LiveStream(WritableStream):
 
         These are then prompted.
         """
-        asked, _ = taught_by(self.annotator, self.vocabulary)
+        facts = self.annotator.describe()
+        asked, _ = taught_by(facts, self.vocabulary)
         named = {UNSEEN_NAMES} if asked & set(self.vocabulary.unseen) else set()
-        return named | practices_of(self.annotator)
+        return named | practices_of(facts)
 
     def __len__(self) -> int:
         return self.size if self.limit is None else self.limit

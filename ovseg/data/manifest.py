@@ -123,7 +123,7 @@ def is_done(folder: Path, config: dict, number: int) -> bool:
         return False
     if config.get("rejected") is None or (folder / REJECTED / path.name).is_file():
         return True
-    return _recorded_sizes(folder).get(path.name) == size
+    return recorded(folder).get("shards", {}).get(path.name, {}).get("bytes") == size
 
 
 def plan_shards(folder: Path, config: dict) -> Plan:

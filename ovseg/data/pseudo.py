@@ -112,15 +112,16 @@ class PseudoLabelStream(WritableStream):
 
     def practices(self) -> set[str]:
         """Return what was done to the images, what taught the annotator, and if they are real."""
-        done = self.images.practices() | practices_of(self.annotator)
+        done = self.images.practices() | practices_of(self.annotator.describe())
         return done if self.images.generated else done | {PSEUDO_LABELS}
 
     def _facts(self) -> dict:
         """Return what the annotator says of itself, the classes of kept labels included."""
-        asked, trained = taught_by(self.annotator, self.vocabulary)
+        facts = self.annotator.describe()
+        asked, trained = taught_by(facts, self.vocabulary)
         kept = self.images.taught_classes() if self.keep_labels else set()
         said = {"requested_classes": sorted(asked | kept), "trained_on": sorted(trained | kept)}
-        return {**self.annotator.describe(), **said}
+        return {**facts, **said}
 
     def __len__(self) -> int:
         return len(self.images)

@@ -137,6 +137,15 @@ def taught_names(config: dict) -> set[str]:
     return set(vocabulary.get("trained_on", vocabulary.get("seen", ())))
 
 
+def taught_practices(config: dict) -> list[str]:
+    """Return what was done in a grounder's training that a protocol may rule out.
+
+    Args:
+        config: Of `read_config`.
+    """
+    return (config.get("vocabulary") or {}).get("practices", [])
+
+
 def grounder_config(grounder: Grounder, backbone: DiffusionBackbone, trained_on: dict) -> dict:
     """Return the content of a grounder's ``config.json``."""
     return {

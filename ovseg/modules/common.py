@@ -1,4 +1,4 @@
-"""What the modules share: names of streams, results as a file."""
+"""What the modules are helped by: names of streams, a grounder to begin with, results as a file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,9 @@ from typing import Any
 
 from lightning.pytorch import LightningModule
 
+from ovseg.backbones.base import DiffusionBackbone
+from ovseg.grounders.base import Grounder
+from ovseg.grounders.folder import load_grounder
 from ovseg.kept import check_replaceable
 from ovseg.results import RESULTS, write_file
 from ovseg.vocabulary import Vocabulary
@@ -25,6 +28,21 @@ def stream_names(module: LightningModule, stage: str) -> list[str]:
 def train_stream(module: LightningModule) -> Any:
     """Return the data module's training stream, or None."""
     return getattr(getattr(module.trainer, "datamodule", None), "train", None)
+
+
+def load_start(folder: str, kind: type[Grounder], backbone: DiffusionBackbone) -> Grounder:
+    """Load the grounder that a training begins with, in train mode.
+
+    Raises:
+        FileNotFoundError, ValueError: As `load_grounder` does, or if it is of another kind.
+    """
+    loaded = load_grounder(folder, backbone)
+    if type(loaded) is not kind:
+        raise ValueError(
+            f"{folder} holds a {type(loaded).__name__}, model.init_args.grounder is a "
+            f"{kind.__name__}: name the same class"
+        )
+    return loaded.train()  # the loader gives it in eval mode
 
 
 def by_class(values: Sequence[float], vocabulary: Vocabulary) -> dict[str, float]:

@@ -13,9 +13,15 @@ from torch import Tensor
 
 from ovseg import controls
 from ovseg.grounders.base import Grounder, check_precision
-from ovseg.grounders.folder import load_grounder, read_config, save_grounder, taught_names
+from ovseg.grounders.folder import read_config, save_grounder, taught_names, taught_practices
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
-from ovseg.modules.common import check_output, stream_names, write_output, write_results
+from ovseg.modules.common import (
+    check_output,
+    load_start,
+    stream_names,
+    write_output,
+    write_results,
+)
 from ovseg.modules.grounding_scores import Calibration, GroundingScores
 from ovseg.modules.scored import ScoredModule
 from ovseg.results import TABLE
@@ -102,19 +108,13 @@ class GroundingModule(ScoredModule):
             streams = [GroundingScores(self.vocabulary) for _ in stream_names(self, kind)]
             self.scores[kind] = torch.nn.ModuleList(streams)
         if self.start is not None:
-            loaded = load_grounder(self.start, self.trainer.datamodule.backbone)
-            if type(loaded) is not type(self.grounder):
-                raise ValueError(
-                    f"{self.start} holds a {type(loaded).__name__}, model.init_args.grounder is a "
-                    f"{type(self.grounder).__name__}: name the same class"
-                )
-            config = read_config(self.start)
+            backbone = self.trainer.datamodule.backbone
+            loaded = load_start(self.start, type(self.grounder), backbone)
+            config, what = read_config(self.start), f"the grounder in {self.start}"
             names = taught_names(config)
-            taught = {c.id for c in self.vocabulary.classes if c.name in names}
-            self.take_over_masks(taught, f"the grounder in {self.start}")
-            self.practices |= set((config.get("vocabulary") or {}).get("practices", ()))
-            self.grounder = loaded.train()  # the loader gives it in eval mode
-            self.start = None  # `test` after `fit` keeps what was learnt
+            self.take_over_masks({c.id for c in self.vocabulary.classes if c.name in names}, what)
+            self.learn_by(set(taught_practices(config)), what)
+            self.grounder, self.start = loaded, None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
             check_output(self.output, "grounder")
 
