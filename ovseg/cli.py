@@ -12,7 +12,6 @@ from pathlib import Path
 
 import torch
 from lightning.pytorch import LightningDataModule, LightningModule, Trainer
-from lightning.pytorch.callbacks import WeightAveraging
 from lightning.pytorch.cli import (
     ArgsType,
     LightningArgumentParser,
@@ -81,22 +80,20 @@ class CLI(LightningCLI):
         return super().instantiate_trainer(**kwargs)
 
     def after_fit(self) -> None:
-        """Go on with `test` if that is asked for, with the last checkpoint's weights."""
-        checkpoint = self.trainer.checkpoint_callback  # those of the other ranks differ a little
-        self._then_test(getattr(checkpoint, "last_model_path", "") or None)
+        """Go on with `test` if that is asked for, of what the training has ended with."""
+        self._then_test()
 
     def after_validate(self) -> None:
         """Go on with `test` if that is asked for."""
-        self._then_test(None)
+        self._then_test()
 
-    def _then_test(self, ckpt_path: str | None) -> None:
+    def _then_test(self) -> None:
         if self._get(self.config, "then_test"):
+            if self.trainer.world_size > 1:  # statistics of the other ranks differ a little
+                state = self.model.state_dict() if self.trainer.is_global_zero else None
+                self.model.load_state_dict(self.trainer.strategy.broadcast(state))
             verbose = not self._has_tables()
-            data, callbacks = self.datamodule, self.trainer.callbacks
-            # one that still averages takes the checkpoint's last weights for its average
-            kept = [callback for callback in callbacks if not isinstance(callback, WeightAveraging)]
-            self.trainer.callbacks = kept
-            self.trainer.test(self.model, datamodule=data, ckpt_path=ckpt_path, verbose=verbose)
+            self.trainer.test(self.model, datamodule=self.datamodule, verbose=verbose)
             self.after_test()
 
     def _has_tables(self) -> bool:

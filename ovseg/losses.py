@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
@@ -115,14 +117,19 @@ def mean_count(count: Tensor) -> Tensor:
     return total.clamp(min=1) / ranks
 
 
-def with_negatives(entities: Entities, count: int) -> Entities:
+def with_negatives(
+    entities: Entities, count: int, names: Mapping[int, Tensor], turn: int = 0
+) -> Entities:
     """Append to each sample names that it does not show, taken from the batch's other samples.
 
-    The next samples are searched in order; the batches are shuffled already.
+    The next samples are searched in order; the batches are shuffled already. Where they have no
+    more, any other name is taken.
 
     Args:
         entities: B samples with K names each.
-        count: Names to append; fewer are valid where the batch has no more.
+        count: Names to append; fewer are valid where there are no more.
+        names: Classes that may be appended, by id, with the embedding ``(D,)`` of the name.
+        turn: Where to begin among them; another in every step.
 
     Returns:
         Entities with K + count names; the appended ones are to have empty targets.
@@ -139,15 +146,20 @@ def with_negatives(entities: Entities, count: int) -> Entities:
         taken = {0, *known[row]}
         others = ((row + step) % batch for step in range(1, batch))
         places = ((o, k) for o in others for k in range(entities.valid.shape[1]))
+        near = (
+            (int(entities.class_ids[other, k]), entities.text[other, k])
+            for other, k in places
+            if entities.valid[other, k]
+        )
+        every = list(names.items())
+        start = turn % max(1, len(every))
         slot = 0
-        for other, k in places:
-            class_id = int(entities.class_ids[other, k])
+        for class_id, name in (*near, *every[start:], *every[:start]):
             if slot == count:
                 break
-            if entities.valid[other, k] and class_id not in taken:
+            if class_id in names and class_id not in taken:
                 taken.add(class_id)
-                text[row, slot], ids[row, slot] = entities.text[other, k], class_id
-                valid[row, slot] = True
+                text[row, slot], ids[row, slot], valid[row, slot] = name, class_id, True
                 slot += 1
     return Entities(
         torch.cat([entities.text, text], dim=1),

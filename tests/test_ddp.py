@@ -214,6 +214,23 @@ def test_scores_of_two_processes_are_those_of_one(dataset, tmp_path, stage, fit)
     assert np.count_nonzero(areas) >= 2  # both had something to count
 
 
+@pytest.mark.parametrize("fit", [alone, run])
+def test_then_test_scores_the_grounder_that_fit_writes(dataset, tmp_path, fit):
+    """Seven steps, checkpoints of every fourth; the threshold of the sixth."""
+    model, streams = grounding(tmp_path, dataset)
+    model["init_args"]["calibrate"] = True
+    keep = {"dirpath": str(tmp_path / "kept"), "every_n_train_steps": 4, "save_last": True}
+    saver = named("lightning.pytorch.callbacks.ModelCheckpoint", **keep)
+    config = configure(tmp_path / "fit.yaml", model, [saver], **streams)
+    steps = ["--trainer.max_steps=7", "--trainer.val_check_interval=2"]
+    steps += ["--trainer.check_val_every_n_epoch=null", "--trainer.max_epochs=-1"]
+    fit("fit", config, *steps, "--then_test", "true")
+    results = (tmp_path / "results.json").read_text()
+    model["init_args"].update(start=str(tmp_path / "grounder"), output=None)
+    alone("test", configure(tmp_path / "test.yaml", model, **streams))
+    assert (tmp_path / "results.json").read_text() == results
+
+
 GLOO_AT_WORK = """
 import sys, torch
 import ovseg.cli

@@ -21,7 +21,9 @@ from ovseg.errors import one_line
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
 from ovseg.grounders.folder import load_grounder, read_config, taught_names
+from ovseg.losses import with_negatives
 from ovseg.modules.grounding import GroundingModule
+from ovseg.modules.grounding_scores import Calibration
 from ovseg.results_grounding import PublishedGrounding
 from ovseg.vocabulary import Vocabulary
 
@@ -71,6 +73,7 @@ def test_fit_learns_and_logs(trained):
 def test_a_missed_name_carries_no_loss_unless_its_target_is_to_be_empty(empty):
     source = data()
     model = module(source, empty_missed=empty)
+    model._teachable = dict.fromkeys(VOCABULARY.seen)
     stream = live_stream(64, "seen")
     stream.bind(source.vocabulary)
     batch = stream.complete(stream[[0, 1, 2]], source.backbone)
@@ -89,6 +92,79 @@ def test_a_missed_name_carries_no_loss_unless_its_target_is_to_be_empty(empty):
             expected.append(-(target * p.log() + (1 - target) * (1 - p).log()).mean())
     loss = model.training_step(batch, 0)
     torch.testing.assert_close(loss.double(), torch.stack(expected).mean(), rtol=1e-4, atol=1e-5)
+
+
+def teach(batch, folder, **arguments) -> dict:
+    """Train one step on a batch; return what the loss was given."""
+    given = {}
+
+    def spy(logits, targets, pixels, found, dice):
+        given.update(targets=targets, found=found)
+        return logits.sum()
+
+    source = data(train=live_stream(16, "all"))
+    model = module(source, **arguments)
+    quiet_trainer(folder, max_steps=1, limit_val_batches=0).fit(model, source)
+    model.log = lambda *args, **kwargs: None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("ovseg.modules.grounding.grounding_loss", spy)
+        patch.setattr("ovseg.modules.grounding.with_negatives", record := Recorder())
+        model.training_step(batch, 0)
+    return given | {"entities": record.entities}
+
+
+class Recorder:
+    """`with_negatives` that keeps what it returned."""
+
+    entities = None
+
+    def __call__(self, *args):
+        self.entities = with_negatives(*args)
+        return self.entities
+
+
+@pytest.mark.parametrize("unseen_masks", [False, True])
+def test_unseen_names_are_no_targets(tmp_path, unseen_masks):
+    """Prompts name all classes, the annotator is asked for the seen ones."""
+    source, stream = data(), live_stream(64, "all")
+    stream.bind(VOCABULARY)
+    batch = stream.complete(stream[range(24)], source.backbone)
+    unseen = torch.isin(batch.entities.class_ids, torch.tensor(VOCABULARY.unseen))
+    batch = batch.replace(found=batch.found & ~unseen)
+    options = {"unseen_masks": unseen_masks, "empty_missed": True, "negatives": 2}
+    given = teach(batch, tmp_path, **options)
+    taught = given["entities"].class_ids[given["found"]]
+    assert unseen.any() and given["found"][:, -2:].all()
+    assert torch.isin(taught, torch.tensor(VOCABULARY.unseen)).any() == unseen_masks
+
+
+def test_a_name_that_another_covers_carries_no_loss(tmp_path):
+    source, stream = data(), live_stream(64, "seen")
+    stream.bind(VOCABULARY)
+    batch = stream.complete(stream[range(8)], source.backbone)
+    row = int((batch.found & batch.entities.valid).all(dim=1).nonzero()[0])
+    labels = batch.labels.clone()
+    labels[row][labels[row] == batch.entities.class_ids[row, 0]] = batch.entities.class_ids[row, 1]
+    before = teach(batch, tmp_path, negatives=1)["found"]
+    after = teach(batch.replace(labels=labels), tmp_path, negatives=1)["found"]
+    assert before[row, 0] and not after[row, 0]
+    assert (before != after).sum() == 1
+
+
+def test_the_sanity_check_does_not_calibrate(tmp_path, monkeypatch):
+    counted, best = [], Calibration.best
+
+    def spy(calibration):
+        counted.append((int(calibration.metric.entities), threshold := best(calibration)))
+        return threshold
+
+    monkeypatch.setattr(Calibration, "best", spy)
+    for steps in (0, 2):
+        torch.manual_seed(0)
+        source = data()
+        trainer = quiet_trainer(tmp_path, max_epochs=1, num_sanity_val_steps=steps)
+        trainer.fit(module(source, calibrate=True), source)
+    assert len(counted) == 2 and counted[0] == counted[1]
 
 
 def test_fit_writes_the_grounder_folder(trained):
@@ -236,6 +312,10 @@ def test_what_does_not_fit_is_refused(trained, tmp_path):
     source = data()
     with pytest.raises(ValueError, match="holds a NearnessGrounder.*is a AttentionGrounder"):
         quiet_trainer(tmp_path).test(module(source, AttentionGrounder, start=start), source)
+    wider = functools.partial(NearnessGrounder, width=4)
+    with pytest.raises(ValueError, match="other arguments .*: width=3 there, 4 here: name thos"):
+        quiet_trainer(tmp_path, max_steps=1).fit(module(source, wider, start=start), source)
+    quiet_trainer(tmp_path).test(module(source, wider, start=start), source, verbose=False)
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").touch()
     with pytest.raises(ValueError, match="holds no grounder"):

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from ovseg.modules.grounding_scores import Calibration, GroundingScores, scored
+from ovseg.modules.grounding_scores import Calibration, GroundingScores, scored, shown
 from ovseg.structures import Batch, Entities, Features
 from ovseg.vocabulary import Vocabulary
 
@@ -34,6 +34,15 @@ def words() -> Vocabulary:
 
 def test_only_images_with_every_entity_found_count():
     assert scored(batch()).tolist() == [[True, True], [False, False], [True, False]]
+
+
+def test_what_another_object_covers_has_no_mask():
+    """One in whose place the label map has another, and one of which all is ignored."""
+    covered = batch()
+    covered.labels[0] = 2
+    covered.labels[2][covered.labels[2] == 3] = 255
+    assert shown(covered).tolist() == [[False, True], [True, False], [False, False]]
+    assert not scored(covered).any()
 
 
 def test_scores_by_hand(words):

@@ -77,17 +77,35 @@ def entities() -> Entities:
     return Entities(ids[..., None].float() * 10, ids, valid)
 
 
+NAMES = {i: torch.tensor([10.0 * i]) for i in (1, 2, 3, 4)}
+
+
 def test_negatives_are_names_of_other_samples():
-    more = with_negatives(entities(), 2)
+    more = with_negatives(entities(), 2, NAMES)
     assert more.class_ids.tolist() == [[1, 2, 3, 4], [2, 3, 4, 1], [4, 0, 1, 2]]
     assert torch.equal(more.text[..., 0], more.class_ids.float() * 10)
     assert more.valid.tolist() == [[True] * 4, [True] * 4, [True, False, True, True]]
 
 
 def test_too_few_names_leave_negatives_invalid():
-    more = with_negatives(entities(), 3)
+    more = with_negatives(entities(), 3, NAMES)
     assert more.class_ids[0].tolist() == [1, 2, 3, 4, 0]
     assert more.valid[0].tolist() == [True, True, True, True, False]
+
+
+def test_names_that_may_not_be_learnt_are_no_negatives():
+    more = with_negatives(entities(), 2, {2: NAMES[2], 4: NAMES[4]})
+    assert more.class_ids.tolist() == [[1, 2, 4, 0], [2, 3, 4, 0], [4, 0, 2, 0]]
+    assert more.valid[:, 2:].tolist() == [[True, False]] * 3
+    assert not with_negatives(entities(), 1, {}).valid[:, 2].any()
+
+
+@pytest.mark.parametrize("turn, expected", [(0, [1, 3]), (3, [4, 1]), (7, [4, 1])])
+def test_one_sample_alone_gets_any_other_name(turn, expected):
+    alone = Entities(torch.tensor([[[20.0]]]), torch.tensor([[2]]), torch.tensor([[True]]))
+    more = with_negatives(alone, 2, NAMES, turn)
+    assert more.class_ids.tolist() == [[2, *expected]] and more.valid.all()
+    assert torch.equal(more.text[..., 0], more.class_ids.float() * 10)
 
 
 def test_presence_loss_by_hand():

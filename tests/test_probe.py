@@ -8,7 +8,7 @@ from torch.nn.functional import conv2d, interpolate
 
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.grounders.maps import MultiscaleProjection
-from ovseg.grounders.probe import ProbeGrounder
+from ovseg.grounders.probe import ProbeGrounder, _mean_inside
 from ovseg.structures import Entities, Entity, Features, FeatureSpec, Probe, Request
 
 TAPS = {"a": (6, 4), "b": (5, 8), "c": (3, 4)}
@@ -265,3 +265,10 @@ def test_other_heads_are_refused():
     features, entities = batch(spec(probes={"x": (2, 4, 4), "y": (4, 8, 4)}))
     with pytest.raises(ValueError, match=r"\(steps, heads\) = \(1, 3\) of the probe 'y'"):
         small(spec())(features, entities)
+
+
+def test_a_mean_over_a_large_mask_does_not_overflow_in_half_precision():
+    pixels, masks = torch.full((1, 2, 64, 64), 20.0), torch.ones(1, 1, 64, 64)  # 81920 in sum
+    with torch.autocast("cpu", torch.float16):
+        mean = _mean_inside(pixels, masks)
+    torch.testing.assert_close(mean, torch.full((1, 1, 2), 20.0))

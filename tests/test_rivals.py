@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from ovseg.grounders.rivals import Rivals
+from ovseg.grounders import rivals as module
+from ovseg.grounders.rivals import Judge, Rivals
 
 EYE = torch.eye(4)
 
@@ -66,3 +67,30 @@ def test_names_beyond_the_slots_are_thinned_out():
     assert rivals.names[:, 0].tolist() == [0, 8, 16]  # names 0, 2 and 4 of 7
     rivals.meet(EYE[:2])
     assert torch.equal(rivals.names, EYE[:2]) and (rivals.text[2:] == 0).all()
+
+
+def test_averaged_weights_know_as_many_names():
+    """Of a moving average, the number of names is 15 only up to rounding."""
+    rivals, decay = Rivals([1], 4, slots=20), 0.9
+    rivals.meet(torch.randn(15, 4))
+    for _ in range(50):
+        rivals.known.copy_(decay * rivals.known + (1 - decay) * rivals.known)
+    assert len(rivals.names) == 15
+
+
+@torch.no_grad()
+def test_one_name_alone_is_itself():
+    rivals = Rivals([1], 4)
+    rivals.meet(EYE[:1])
+    assert rivals._same(EYE[:2][None]).tolist() == [[[True], [False]]]
+
+
+@pytest.mark.parametrize("several, expected", [(True, [1, 2]), (False, [2])])
+def test_a_norm_that_others_wait_for_is_called_for_a_single_name(several, expected, monkeypatch):
+    """As a collective of all processes; alone, one row has no statistics of its own."""
+    monkeypatch.setattr(module, "_synced", lambda norm: several)
+    judge, calls = Judge(3).train(), []
+    monkeypatch.setattr(judge.standardise, "forward", lambda x: calls.append(len(x)) or x)
+    for names in (1, 2):
+        judge(torch.randn(1, names, 3), torch.ones(1, names, dtype=torch.bool))
+    assert calls == expected

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from ovseg.grounders.base import Grounder
+from ovseg.grounders.maps import resize
 from ovseg.structures import Entities, Features, FeatureSpec
 
 
@@ -20,7 +21,7 @@ class AttentionGrounder(Grounder):
     the prompt has no map, and its probability is 0 everywhere.
 
     Args:
-        feature_spec: What the backbone's features look like; unused.
+        feature_spec: What the backbone's features look like: how large an image is.
         text_width: Width of the name embeddings; unused.
         threshold: Probability from which a pixel belongs to the entity.
 
@@ -37,7 +38,7 @@ class AttentionGrounder(Grounder):
         self.threshold = threshold
 
     def forward(self, features: Features, entities: Entities) -> Tensor:
-        """Return logits ``(B, K, h, w)`` at the attention's size.
+        """Return logits ``(B, K, H, W)``: maps are resized to the image first, as in DAAM.
 
         Raises:
             ValueError: If the backbone collected no attention.
@@ -47,8 +48,14 @@ class AttentionGrounder(Grounder):
                 "the backbone collected no cross-attention; name the layers to read, e.g. "
                 "UNetBackbone(attention=('up_blocks.1',))"
             )
-        maps = features.attention.float()
+        maps = resize(features.attention.float(), self._image_size(features))
         low = maps.amin(dim=(2, 3), keepdim=True)
         high = maps.amax(dim=(2, 3), keepdim=True)
         probability = (maps - low) / (high - low).clamp(min=torch.finfo(maps.dtype).tiny)
         return torch.logit(probability, eps=1e-6)
+
+    def _image_size(self, features: Features) -> tuple[int, int]:
+        """Return the image's height and width, as the finest tap tells it."""
+        name, tap = min(self.feature_spec.taps.items(), key=lambda item: item[1].stride)
+        height, width = features.maps[name].shape[-2:]
+        return height * tap.stride, width * tap.stride

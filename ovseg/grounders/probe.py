@@ -271,5 +271,6 @@ def mask_facts(logits: Tensor) -> Tensor:
 
 def _mean_inside(pixels: Tensor, masks: Tensor) -> Tensor:
     """Average ``(B, C, h, w)`` over soft masks ``(B, K, h, w)``: ``(B, K, C)``."""
-    total = torch.einsum("bkhw,bchw->bkc", masks, pixels)
-    return total / (masks.sum((2, 3)) + 1e-3)[..., None]
+    with torch.autocast(pixels.device.type, enabled=False):  # float16 overflows
+        total = torch.einsum("bkhw,bchw->bkc", masks.float(), pixels.float())
+    return total / (masks.float().sum((2, 3)) + 1e-3)[..., None]

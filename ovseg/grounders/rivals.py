@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.functional import adaptive_avg_pool2d, batch_norm, normalize
 
@@ -28,7 +29,7 @@ class Rivals(nn.Module):
     def __init__(self, heads: list[int], text_width: int, slots: int = 32) -> None:
         super().__init__()
         self.register_buffer("text", torch.zeros(slots, text_width))
-        self.register_buffer("known", torch.tensor(0))
+        self.register_buffer("known", torch.tensor(0.0))  # no integer: weights may be averaged
         self.judge = Judge(2 * sum(heads))
 
     def meet(self, text: Tensor) -> None:
@@ -41,7 +42,7 @@ class Rivals(nn.Module):
     @property
     def names(self) -> Tensor:
         """``(R, D)`` embeddings of the names that are known."""
-        return self.text[: int(self.known)]
+        return self.text[: round(float(self.known))]
 
     def forward(
         self,
@@ -71,7 +72,7 @@ class Rivals(nn.Module):
 
     def _same(self, text: Tensor) -> Tensor:
         """Return ``(B, K, R)`` bool: the rival is the name itself, or another word for it."""
-        middle = self.names.mean(dim=0)
+        middle = self.names.mean(dim=0) if len(self.names) > 2 else 0.0
         names, rivals = (normalize(t - middle, dim=-1) for t in (text, self.names))
         return names @ rivals.T > SAME
 
@@ -86,15 +87,20 @@ class Judge(nn.Module):
 
     def forward(self, facts: Tensor, valid: Tensor) -> Tensor:
         """Map facts ``(B, K, F)`` to logits ``(B, K)``, zero in padding."""
-        known = facts[valid]
-        if self.training and len(known) < 2:  # no statistics of their own
-            norm = self.standardise
+        known, norm = facts[valid], self.standardise
+        if self.training and len(known) < 2 and not _synced(norm):  # no statistics of their own
             known = batch_norm(known, norm.running_mean, norm.running_var)
         else:
-            known = self.standardise(known)
+            known = norm(known)  # one that is synced must be called on every rank
         present = known.new_zeros(valid.shape)
         present[valid] = self.tell(known)[:, 0]
         return present
+
+
+def _synced(norm: nn.Module) -> bool:
+    """Whether a norm takes the statistics of other processes with its own."""
+    several = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+    return several and isinstance(norm, nn.SyncBatchNorm)
 
 
 def _highest(answers: Tensor, left_out: Tensor) -> Tensor:

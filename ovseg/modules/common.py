@@ -30,17 +30,39 @@ def train_stream(module: LightningModule) -> Any:
     return getattr(getattr(module.trainer, "datamodule", None), "train", None)
 
 
-def load_start(folder: str, kind: type[Grounder], backbone: DiffusionBackbone) -> Grounder:
-    """Load the grounder that a training begins with, in train mode.
+def load_start(
+    folder: str, asked: Grounder, backbone: DiffusionBackbone, training: bool
+) -> Grounder:
+    """Load the grounder to begin with, in train mode.
+
+    Args:
+        folder: Grounder folder.
+        asked: The grounder of the configuration.
+        backbone: Whose features it will be given.
+        training: Whether it will be trained: then its arguments must be those asked for.
 
     Raises:
         FileNotFoundError, ValueError: As `load_grounder` does, or if it is of another kind.
     """
     loaded = load_grounder(folder, backbone)
-    if type(loaded) is not kind:
+    if type(loaded) is not type(asked):
         raise ValueError(
             f"{folder} holds a {type(loaded).__name__}, model.init_args.grounder is a "
-            f"{kind.__name__}: name the same class"
+            f"{type(asked).__name__}: name the same class"
+        )
+    here, there = (
+        {k: list(v) if isinstance(v, tuple) else v for k, v in grounder.init_args.items()}
+        for grounder in (asked, loaded)
+    )
+    differing = [
+        f"{key}={there.get(key)} there, {here.get(key)} here"
+        for key in {**here, **there}
+        if here.get(key) != there.get(key)
+    ]
+    if training and differing:
+        raise ValueError(
+            f"the grounder in {folder} has other arguments than model.init_args.grounder: "
+            f"{'; '.join(differing)}: name those of the folder, a training goes on with them"
         )
     return loaded.train()  # the loader gives it in eval mode
 

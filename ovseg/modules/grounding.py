@@ -11,7 +11,6 @@ import torch.nn.functional as F
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
-from ovseg import controls
 from ovseg.grounders.base import Grounder, check_precision
 from ovseg.grounders.folder import read_config, save_grounder, taught_names, taught_practices
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
@@ -22,19 +21,12 @@ from ovseg.modules.common import (
     write_output,
     write_results,
 )
-from ovseg.modules.grounding_scores import Calibration, GroundingScores
+from ovseg.modules.grounding_names import AskedNames, embed
+from ovseg.modules.grounding_scores import Calibration, GroundingScores, shown
 from ovseg.modules.scored import ScoredModule
 from ovseg.results import TABLE
 from ovseg.results_grounding import published, table
-from ovseg.structures import (
-    Batch,
-    Entities,
-    Entity,
-    FeatureSpec,
-    Request,
-    entity_targets,
-    to_label_map,
-)
+from ovseg.structures import Batch, Entities, FeatureSpec, entity_targets, to_label_map
 from ovseg.vocabulary import Vocabulary
 
 
@@ -53,13 +45,15 @@ class GroundingModule(ScoredModule):
         text_width: Linked from the data module.
         vocabulary: Linked from the data module.
         dice: Weight of the Dice loss.
-        negatives: Names per sample that it does not show, with an empty target.
-        empty_missed: Give a prompted name that the annotator did not find an empty target too; by
-            default it carries no loss.
+        negatives: Names per sample that it does not show, with an empty target; of classes whose
+            masks may be learnt alone.
+        empty_missed: Give a prompted name of these classes that the annotator did not find an empty
+            target too; by default it carries no loss.
         output: Folder of the trained grounder, written at the end of `fit`, and of `validate` with
             `calibrate`.
         start: Grounder folder whose weights and threshold to begin with: to test it, or to go on.
-        calibrate: Choose the grounder's threshold on the validation streams.
+        calibrate: Choose the grounder's threshold on the validation streams; scores of this
+            validation are at the threshold before.
         unseen_masks: Allow training on masks of unseen classes: a bound, no zero-shot result.
 
     Raises:
@@ -91,6 +85,7 @@ class GroundingModule(ScoredModule):
         self.output, self.start = output, start
         self.grounder = grounder(feature_spec, text_width)
         self.scores = torch.nn.ModuleDict()
+        self._teachable: dict[int, Tensor] = {}  # embeddings of names that may be learnt, by class
         self.calibration = Calibration(self.vocabulary.num_classes) if calibrate else None
 
     def setup(self, stage: str) -> None:
@@ -109,7 +104,7 @@ class GroundingModule(ScoredModule):
             self.scores[kind] = torch.nn.ModuleList(streams)
         if self.start is not None:
             backbone = self.trainer.datamodule.backbone
-            loaded = load_start(self.start, type(self.grounder), backbone)
+            loaded = load_start(self.start, self.grounder, backbone, stage == "fit")
             config, what = read_config(self.start), f"the grounder in {self.start}"
             names = taught_names(config)
             self.take_over_masks({c.id for c in self.vocabulary.classes if c.name in names}, what)
@@ -142,12 +137,13 @@ class GroundingModule(ScoredModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
         self._check(batch, "train")
-        entities, found = batch.entities, batch.found & batch.entities.valid
+        entities, found = batch.entities, shown(batch)
         if self.empty_missed:
-            found = entities.valid
+            ids = torch.tensor(list(self._teachable), device=self.device)
+            found = found | (entities.valid & torch.isin(entities.class_ids, ids))
         names = found.shape[1]
         if self.negatives:
-            entities = with_negatives(entities, self.negatives)
+            entities = self._with_negatives(entities, self.negatives)
             found = torch.cat([found, entities.valid[:, names:]], dim=1)
         targets, pixels = entity_targets(batch.labels, entities.class_ids)
         batch = batch.replace(features=self.grounder.read(batch.features))
@@ -160,8 +156,8 @@ class GroundingModule(ScoredModule):
 
     def _presence_loss(self, batch: Batch, logits: Tensor) -> Tensor:
         """Tell the found names from one of the batch's others each; masks learn nothing by it."""
-        found = batch.found & batch.entities.valid
-        names = with_negatives(batch.entities, 1)
+        found = shown(batch)
+        names = self._with_negatives(batch.entities, 1)
         absent = Entities(*(x[:, -1:] for x in (names.text, names.class_ids, names.valid)))
         with torch.no_grad():
             others = self.grounder(batch.features, absent)
@@ -170,31 +166,28 @@ class GroundingModule(ScoredModule):
         targets = F.pad(torch.ones_like(found), (0, 1))
         return presence_loss(present, targets, torch.cat([found, absent.valid], dim=1))
 
+    def _with_negatives(self, entities: Entities, count: int) -> Entities:
+        return with_negatives(entities, count, self._teachable, self.global_step)
+
     def on_fit_start(self) -> None:
-        """Tell the grounder the names that it will be trained with."""
-        seen = [self.vocabulary[i] for i in self.vocabulary.seen]
-        self.grounder.meet(self._embed({c.id: c.name for c in seen})[1:])
+        """Embed the names that masks may be learnt of; tell the grounder those of seen classes."""
+        backbone, seen = self.trainer.datamodule.backbone, self.vocabulary.seen
+        kinds = self.vocabulary.select("all") if self.unseen_masks else seen
+        self._teachable = embed(backbone, {i: self.vocabulary[i].name for i in kinds})
+        if seen:
+            self.grounder.meet(torch.stack([self._teachable[i] for i in seen]))
 
     def on_test_start(self) -> None:
-        """Embed all classes: some will be absent names; and another word for each."""
+        """Embed the names that the test asks for."""
         super().on_test_start()
-        classes = self.vocabulary.classes
-        self._names = self._embed({c.id: c.name for c in classes})
-        words = {c.id: c.synonyms[0] for c in classes if c.synonyms}
-        self._synonyms = self._embed(words) if len(words) == len(classes) else None
-
-    def _embed(self, words: dict[int, str]) -> Tensor:
-        """Return the embeddings ``(N + 1, D)`` of a word per class, zeros for background."""
-        entities = tuple(Entity(class_id, word) for class_id, word in words.items())
-        text = self.trainer.datamodule.backbone.embed([Request(0, 0, "", entities)])[0]
-        return torch.cat([torch.zeros_like(text[:1]), text])
+        self._names = AskedNames(self.trainer.datamodule.backbone, self.vocabulary)
 
     def validation_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
         """Score a batch of a validation stream."""
         self._check(batch, "val", dataloader_idx)
         masks = self(batch)
         self.scores["val"][dataloader_idx].update(masks, batch, self.grounder.threshold)
-        if self.calibration is not None:
+        if self.calibration is not None and not self.trainer.sanity_checking:
             self.calibration.update(masks, batch)
 
     def test_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> None:
@@ -207,13 +200,10 @@ class GroundingModule(ScoredModule):
         scores.update_controls(batch)
         if not self.grounder.reads_names:
             return
-        words = {"random_names": controls.random_names(entities.text, entities.class_ids)}
-        if self._synonyms is not None:
-            words["synonyms"] = self._synonyms.to(entities.text)[entities.class_ids]
-        for how, text in words.items():
+        for how, text in self._names.renamed(entities).items():
             renamed = batch.replace(entities=replace(entities, text=text))
             scores.update_renamed(how, self(renamed), batch, self.grounder.threshold)
-        absent = self._absent(batch)
+        absent = self._names.absent(batch)
         here, others = (
             self.grounder.presence(batch.features, names, found)
             for names, found in (
@@ -222,12 +212,6 @@ class GroundingModule(ScoredModule):
             )
         )
         scores.update_presence(here, others, absent.valid, batch)
-
-    def _absent(self, batch: Batch) -> Entities:
-        """Return as many names that are not in the pictures, seen for seen, unseen for unseen."""
-        kinds = (self.vocabulary.seen, self.vocabulary.unseen)
-        ids = controls.absent_classes(batch.entities.class_ids, batch.indices, kinds)
-        return Entities(self._names.to(batch.entities.text)[ids], ids, ids > 0)
 
     def predict_step(self, batch: Batch, batch_idx: int, dataloader_idx: int = 0) -> Tensor:
         """Return the label map ``(B, H, W)`` of the names of each image."""

@@ -202,8 +202,17 @@ class Count(Metric):
         return int(self.images[0]), int(self.images[1])
 
 
+def shown(batch: Batch) -> Tensor:
+    """Return ``(B, K)`` bool: entities that the annotator found and the label map shows.
+
+    One whose every pixel belongs to another, or is ignored, has no mask to learn from.
+    """
+    targets, _ = entity_targets(batch.labels, batch.entities.class_ids)
+    return batch.found & batch.entities.valid & targets.flatten(2).any(dim=2)
+
+
 def scored(batch: Batch) -> Tensor:
-    """Return ``(B, K)`` bool: entities of images where the annotator found every entity."""
+    """Return ``(B, K)`` bool: entities of images where every entity was found and is `shown`."""
     valid = batch.entities.valid
-    complete = (batch.found | ~valid).all(dim=1) & valid.any(dim=1)
+    complete = (shown(batch) | ~valid).all(dim=1) & valid.any(dim=1)
     return valid & complete[:, None]
