@@ -20,7 +20,7 @@ from ovseg.data.shards import ShardStream
 from ovseg.errors import one_line
 from ovseg.grounders.attention import AttentionGrounder
 from ovseg.grounders.card import read_results
-from ovseg.grounders.folder import load_grounder, read_config, taught_names
+from ovseg.grounders.folder import load_grounder, read_config, taught_names, weights_digest
 from ovseg.losses import with_negatives
 from ovseg.modules.grounding import GroundingModule
 from ovseg.modules.grounding_scores import Calibration
@@ -202,7 +202,7 @@ def test_the_table_and_what_was_left_out_before_it_came_here(trained, tmp_path, 
     stored = FoundStream(str(path))
     source = data(test={"two_seen": stored})
     row = PublishedGrounding(method="A", vocabulary="", columns={"two_seen": 6.5}, source="P")
-    monkeypatch.setattr("ovseg.modules.grounding.published", lambda vocabulary: [row])
+    monkeypatch.setattr("ovseg.modules.grounding.published", lambda *arguments: [row])
     again = module(source, start=str(folder / "grounder"))
     quiet_trainer(tmp_path).test(again, source, verbose=False)
     scores = json.loads((tmp_path / "results.json").read_text())["two_seen"]
@@ -254,7 +254,24 @@ def test_masks_of_unseen_classes_are_remembered_in_the_folder(trained, tmp_path)
         GrounderAnnotator(folder).bind(VOCABULARY)
     again = module(source, start=folder, output=str(tmp_path / "again"), unseen_masks=True)
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(again, source)  # on seen ones
+    quiet_trainer(tmp_path).test(again, source, verbose=False)
+    learnt = ["boat", "cat", "flower", "key", "umbrella"]
+    for scores in json.loads((tmp_path / "results.json").read_text()).values():
+        assert scores["unseen_masks"] == learnt
+        assert scores["weights"] == weights_digest(again.grounder)
+    assert "a bound, no zero-shot result" in (tmp_path / "results.md").read_text()
     assert taught_names(read_config(tmp_path / "again")) == {c.name for c in VOCABULARY.classes}
+
+
+def test_a_threshold_chosen_on_masks_of_unseen_classes_is_remembered(tmp_path):
+    stream = LiveStream(TemplatePrompts({1: 1}, "all"), TaughtColors("all"), 16)
+    source, folder = data(val={"all": stream}), tmp_path / "g"
+    with pytest.raises(ValueError, match=r"data\.val\.all teaches masks of boat"):
+        quiet_trainer(tmp_path).validate(module(source, AttentionGrounder, calibrate=True), source)
+    options = {"calibrate": True, "unseen_masks": True, "output": str(folder)}
+    model = module(source, AttentionGrounder, **options)
+    quiet_trainer(tmp_path).validate(model, source, verbose=False)
+    assert taught_names(read_config(folder)) == {c.name for c in VOCABULARY.classes}
 
 
 class Taught(LiveStream):

@@ -39,7 +39,7 @@ def test_rows_are_others_ours_and_the_controls_that_were_made():
 
 
 def test_the_papers_rows_stand_beside_its_vocabulary_and_split():
-    first = {row.label: row for row in published(Vocabulary.load("voc", "1"))}
+    first = {row.label: row for row in published(Vocabulary.load("voc", "1"), {})}
     assert list(first) == [
         "DAAM (no training), mean of splits",
         "Li et al., mean of splits",
@@ -49,10 +49,10 @@ def test_the_papers_rows_stand_beside_its_vocabulary_and_split():
     assert values[:5] == [64.8, 62.9, 48.2, 49.2, 51.0]
     assert values[5:10] == [90.3, 83.1, 79.1, 67.9, 55.7]
     assert values[10:] == [90.2, 83.2, 78.9, 66.1, 57.9]
-    assert len(published(Vocabulary.load("voc", "2"))) == 2
-    coco = published(Vocabulary.load("coco", "65_15"))
+    assert len(published(Vocabulary.load("voc", "2"), {})) == 2
+    coco = published(Vocabulary.load("coco", "65_15"), {})
     assert [row.columns["two_unseen"] for row in coco] == [40.8, 44.4]
-    assert published(Vocabulary.load("clipart")) == []
+    assert published(Vocabulary.load("clipart"), {}) == []
 
 
 def test_the_table_in_markdown():
@@ -82,3 +82,16 @@ def test_the_terminal_shows_the_same(missing):
     assert ["Mine", "90.0", "50.0", "–"] in cells
     assert ["Li et al., split 1", "90.2", "78.9", "–"] in cells
     assert ["right object, %", "–", "66.6", "–"] in cells
+
+
+def test_a_bound_says_so_and_nobody_stands_beside_it():
+    words, console = Vocabulary.load("voc", "1"), Console(width=100, file=io.StringIO())
+    learnt = {name: {**s, "unseen_masks": ["sheep", "sofa"]} for name, s in RESULTS.items()}
+    remark = "Trained with masks of sheep, sofa: a bound, no zero-shot result."
+    text = table(learnt, "Mine", words)
+    assert text.startswith(f"# Grounding, voc, split 1\n\nmIoU in percent. {remark}\n\n## Mean")
+    show_grounder(learnt, "Mine", words, console)
+    assert remark in console.file.getvalue()
+    assert "ublished" not in text + console.file.getvalue()
+    own = {name: {**s, "unseen_masks": []} for name, s in RESULTS.items()}
+    assert table(own, "Mine", words) == table(RESULTS, "Mine", words)

@@ -285,13 +285,13 @@ def test_a_dataset_whose_annotator_learnt_unseen_masks_is_refused(tmp_path, monk
     source = stored_dataset(tmp_path / "detector", monkeypatch, everything, everything)
     source.train.bind(words)
     with pytest.raises(ValueError, match="teaches masks of .*, which split 1 calls unseen"):
-        SegmentationModule(Painted, ADAM, vocabulary=words).check_leak("train", source.train)
+        SegmentationModule(Painted, ADAM, vocabulary=words).learn_from("train", source.train)
     for allowed in ({"unseen_masks": True}, {"protocol": own(tmp_path, allows_unseen_masks=True)}):
         model = SegmentationModule(Painted, ADAM, vocabulary=words, **allowed)
-        model.check_leak("train", source.train)
+        model.learn_from("train", source.train)
         assert model.unseen_masks
     grounder = stored_dataset(tmp_path / "grounder", monkeypatch, everything, words.seen)
     grounder.train.bind(words)
     found = grounder.train.manifest["counts"]["classes"]
     assert any(found[words[i].key]["found"] for i in words.unseen)
-    SegmentationModule(Painted, ADAM, vocabulary=words).check_leak("train", grounder.train)
+    SegmentationModule(Painted, ADAM, vocabulary=words).learn_from("train", grounder.train)

@@ -12,7 +12,13 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ovseg.grounders.base import Grounder, check_precision
-from ovseg.grounders.folder import read_config, save_grounder, taught_names, taught_practices
+from ovseg.grounders.folder import (
+    read_config,
+    save_grounder,
+    taught_names,
+    taught_practices,
+    weights_digest,
+)
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
 from ovseg.modules.common import (
     check_output,
@@ -98,7 +104,7 @@ class GroundingModule(ScoredModule):
         super().setup(stage)
         if self.calibration is not None and stage in ("fit", "validate"):
             for name, stream in self.trainer.datamodule.val.items():
-                self.check_leak(f"val.{name}", stream)
+                self.learn_from(f"val.{name}", stream)
         for kind in ("val", "test"):
             streams = [GroundingScores(self.vocabulary) for _ in stream_names(self, kind)]
             self.scores[kind] = torch.nn.ModuleList(streams)
@@ -244,9 +250,16 @@ class GroundingModule(ScoredModule):
         for name, stream in self.trainer.datamodule.test.items():
             excluded = getattr(stream, "excluded", 0.0)  # before they came here
             results[name]["excluded"] = 1 - (1 - excluded) * (1 - results[name]["excluded"])
+        taught = [self.vocabulary[i] for i in sorted(self.trained_on)]
+        tested = {
+            "weights": weights_digest(self.grounder),
+            "unseen_masks": [c.name for c in taught if c.id in self.vocabulary.unseen],
+        }
+        for scores in results.values():
+            scores.update(tested)
         method = type(self.grounder).__name__
         write_output(self, TABLE, table(results, method, self.vocabulary).encode())
-        for row in published(self.vocabulary):
+        for row in published(self.vocabulary, results):
             for name in results.keys() & row.columns.keys():
                 results[name].setdefault("published", {})[row.label] = row.columns[name]
         write_results(self, results)

@@ -51,11 +51,15 @@ class ScoredModule(LightningModule):
         self.practices: set[str] = set()
         """What was done in its training that a protocol may rule out, as `Stream.practices`."""
 
-    def check_leak(self, name: str, stream: Any) -> None:
-        """Refuse a stream that teaches masks of unseen classes, unless they are allowed.
+    def learn_from(self, name: str, stream: Any) -> None:
+        """Keep what a stream teaches; refuse masks of unseen classes, unless they are allowed.
+
+        Args:
+            name: Of the stream, below "data.".
+            stream: One of the data module's.
 
         Raises:
-            ValueError: If it does.
+            ValueError: If it teaches such masks, or something that a protocol rules out.
         """
         taught = getattr(stream, "taught_classes", set)()
         leaked = sorted(taught & set(self.vocabulary.unseen))
@@ -66,14 +70,13 @@ class ScoredModule(LightningModule):
                 "classes (classes: seen), or say that this is no zero-shot result "
                 "(model.init_args.unseen_masks: true)"
             )
+        self.trained_on |= taught
+        self.learn_by(getattr(stream, "practices", set)(), f"data.{name}")
 
     def setup(self, stage: str) -> None:
         """Check the training stream before anything is learnt from it."""
         if stage == "fit":
-            stream = train_stream(self)
-            self.check_leak("train", stream)
-            self.trained_on |= getattr(stream, "taught_classes", set)()
-            self.learn_by(getattr(stream, "practices", set)(), "data.train")
+            self.learn_from("train", train_stream(self))
 
     def learn_by(self, practices: set[str], where: str) -> None:
         """Keep what is done in training, there or in that of weights that are taken over."""

@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ovseg.report import numbers
-from ovseg.results_grounding import AVERAGES, facts, published, rows
+from ovseg.results_grounding import AVERAGES, bound, facts, published, rows
 from ovseg.vocabulary import Vocabulary
 
 
@@ -65,7 +65,7 @@ def show_grounder(
         console: Where to print.
     """
     console = console or Console()
-    head, others = [name.replace("_", " ") for name in results], published(vocabulary)
+    head, others = [name.replace("_", " ") for name in results], published(vocabulary, results)
     bodies = {
         f"Grounding, mIoU in percent, {title}": rows(results, method, key, others)
         for key, title in AVERAGES.items()
@@ -78,6 +78,8 @@ def show_grounder(
             table.add_row(name, *map(numbers.percent, values))
             before = whose
         console.print(table)
+    if remark := bound(results):
+        console.print(remark, soft_wrap=True)
 
 
 def show_yield(title: str, numbers: dict, console: Console | None = None, rows: int = 10) -> None:
