@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -135,26 +136,21 @@ def with_negatives(
         Entities with K + count names; the appended ones are to have empty targets.
     """
     batch = len(entities.valid)
-    known = [
-        {int(i) for i, ok in zip(ids, valid, strict=True) if ok}
-        for ids, valid in zip(entities.class_ids, entities.valid, strict=True)
+    asked = [  # (class, its place) of each name of each sample
+        [(class_id, k) for k, (class_id, ok) in enumerate(zip(*row, strict=True)) if ok]
+        for row in zip(entities.class_ids.tolist(), entities.valid.tolist(), strict=True)
     ]
     text = entities.text.new_zeros(batch, count, entities.text.shape[2])
     ids = entities.class_ids.new_zeros(batch, count)
     valid = entities.valid.new_zeros(batch, count)
     for row in range(batch):
-        taken = {0, *known[row]}
+        taken = {0, *(class_id for class_id, _ in asked[row])}
         others = ((row + step) % batch for step in range(1, batch))
-        places = ((o, k) for o in others for k in range(entities.valid.shape[1]))
-        near = (
-            (int(entities.class_ids[other, k]), entities.text[other, k])
-            for other, k in places
-            if entities.valid[other, k]
-        )
+        near = ((i, entities.text[other, k]) for other in others for i, k in asked[other])
         every = list(names.items())
         start = turn % max(1, len(every))
         slot = 0
-        for class_id, name in (*near, *every[start:], *every[:start]):
+        for class_id, name in chain(near, every[start:], every[:start]):
             if slot == count:
                 break
             if class_id in names and class_id not in taken:

@@ -1,6 +1,9 @@
 """Training batches that are completed one ahead of their use."""
 
+from __future__ import annotations
+
 import threading
+from contextlib import contextmanager
 
 import pytest
 import torch
@@ -11,6 +14,8 @@ from toy_data import data_module, live_stream, quiet_trainer
 from ovseg.data.ahead import Ahead
 from ovseg.data.datamodule import SyntheticDataModule
 from ovseg.structures import Batch
+
+CPU = torch.device("cpu")
 
 
 def batches(count=4):
@@ -26,7 +31,7 @@ def test_a_batch_is_made_while_the_one_before_is_used():
         return batch.replace(timesteps=10 * batch.indices)
 
     seen = []
-    for number, batch in enumerate(Ahead(complete, torch.device("cpu"))(batches())):
+    for number, batch in enumerate(Ahead(CPU).each(complete, batches())):
         assert number == 3 or started[number + 1].wait(60)  # without anybody asking for it
         assert not any(event.is_set() for event in started[number + 2 :])  # and no further one
         seen.append((int(batch.indices), int(batch.timesteps)))
@@ -41,10 +46,91 @@ def test_an_error_comes_with_its_own_batch():
 
     seen = []
     with pytest.raises(ValueError, match="the third one"):
-        for batch in Ahead(complete, torch.device("cpu"))(batches()):
+        for batch in Ahead(CPU).each(complete, batches()):
             seen.append(int(batch.indices))
     assert seen == [0, 1]
-    assert list(Ahead(complete, torch.device("cpu"))([])) == []
+    assert list(Ahead(CPU).each(complete, [])) == []
+
+
+def broken(number):
+    """Return batches of which one cannot be loaded."""
+    yield from batches(number)
+    raise OSError("no more")
+
+
+@pytest.mark.parametrize("bad, error", [(9, "no more"), (1, "completing")])
+def test_an_error_of_the_loader_comes_after_the_batch_before(bad, error):
+    """And after that batch's own, as when each is completed when it is due."""
+
+    def complete(batch):
+        if int(batch.indices) == bad:
+            raise ValueError("completing")
+        return batch
+
+    seen = []
+    with pytest.raises((OSError, ValueError), match=error):
+        for batch in Ahead(CPU).each(complete, broken(2)):
+            seen.append(int(batch.indices))
+    assert seen == [0, 1][:bad]
+
+
+class Stream:
+    """A stream by its name alone: who waits for whom, and where batches are completed."""
+
+    log: list[tuple]
+
+    def __init__(self, name):
+        self.name = name
+
+    def wait_stream(self, other):
+        self.log.append((self.name, "waits for", other.name))
+
+    def wait_event(self, event):
+        self.log.append((self.name, "waits for", event))
+
+    def record_event(self):
+        return f"event of {self.name}"
+
+
+@pytest.fixture
+def streams(monkeypatch):
+    """Without a GPU: a current stream and one on the side."""
+    main, local = Stream("main"), threading.local()
+
+    def current(device=None):
+        return getattr(local, "stream", main)
+
+    @contextmanager
+    def entered(stream):
+        local.stream = stream
+        yield
+        local.stream = main
+
+    log: list[tuple] = []
+    monkeypatch.setattr(Stream, "log", log, raising=False)
+    monkeypatch.setattr(torch.cuda, "current_stream", current)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    side = Ahead(CPU)
+    side._stream = Stream("side")
+    return side, lambda batch: log.append((current().name, int(batch.indices))) or batch, log
+
+
+def test_all_is_completed_on_one_stream_and_waited_for(streams):
+    side, complete, log = streams
+    assert [int(b.indices) for b in side.each(complete, batches(2))] == [0, 1]
+    assert log[0] == ("side", "waits for", "main")  # before anything is completed
+    assert sorted(log[1:], key=str) == sorted(
+        [("side", 0), ("side", 1), *[("main", "waits for", "event of side")] * 2], key=str
+    )
+    log.clear()
+    assert int(side.now(complete, batches()[3]).indices) == 3  # validation
+    side.end()
+    assert log == [
+        ("side", "waits for", "main"),
+        ("side", 3),
+        ("main", "waits for", "event of side"),
+        ("main", "waits for", "side"),
+    ]
 
 
 @pytest.fixture
@@ -114,7 +200,7 @@ def test_tensors_that_stay_on_the_cpu_are_handed_over_too(monkeypatch):
 
     monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Current())
     batch = batches(1)[0].replace(timesteps=torch.tensor([124.0]))
-    handed = Ahead(lambda batch: batch, torch.device("cpu"))._hand_over(batch, "kernels")
+    handed = Ahead(CPU)._hand_over(batch, "kernels")
     assert handed is batch and Current.waited == ["kernels"]
 
 
@@ -130,5 +216,5 @@ def test_on_a_gpu_the_model_waits_for_what_it_is_given():
         on_cpu = torch.tensor([124.0])
         return batch.replace(images=(slow * 0 + batch.indices).sum(), timesteps=on_cpu)
 
-    made = Ahead(complete, device)(batches(8))
+    made = Ahead(device).each(complete, batches(8))
     assert [int(batch.images) for batch in made] == [n * 4096**2 for n in range(8)]

@@ -95,6 +95,7 @@ class SyntheticDataModule(LightningDataModule):
         self.threads = threads
         self.job_index, self.num_jobs = job_index, num_jobs
         self.ahead = ahead
+        self._ahead: Ahead | None = None
         self._one_at_a_time = Lock()  # validation may come while a training batch is made
         self.pending: dict[str, Sequence[int]] = {}
         """Shards of each stream that `predict` is to make; by default the job's share of all (a
@@ -136,13 +137,18 @@ class SyntheticDataModule(LightningDataModule):
             stream.to(device)
         if self.backbone is not None:
             self.backbone.to(device).eval().requires_grad_(False)
+        self._ahead = Ahead(device) if stage == "fit" and self._makes_ahead else None
+
+    def teardown(self, stage: str) -> None:
+        """Let what comes next wait for a batch that nobody has asked for."""
+        if self._ahead is not None:
+            self._ahead.end()
 
     def train_dataloader(self) -> TrainLoader:
         """Return shuffled full batches."""
         sampler = TrainSampler(self.train, self.batch_size, self.seed, *self._place())
-        ahead = None
-        if self._makes_ahead:
-            ahead = Ahead(partial(self._complete, self.train), self.trainer.strategy.root_device)
+        complete = partial(self._complete, self.train)
+        ahead = None if self._ahead is None else partial(self._ahead.each, complete)
         return TrainLoader(self.train, ahead, sampler=sampler, num_workers=self.num_workers)
 
     def val_dataloader(self) -> list[DataLoader]:
@@ -161,15 +167,17 @@ class SyntheticDataModule(LightningDataModule):
         self, batch: Batch, device: torch.device, dataloader_idx: int
     ) -> Batch:
         """Move a batch that was not made there."""
-        if self.trainer.training and self._makes_ahead:
+        if self.trainer.training and self._ahead is not None:
             return batch
         return super().transfer_batch_to_device(batch, device, dataloader_idx)
 
     def on_after_batch_transfer(self, batch: Batch, dataloader_idx: int) -> Batch:
         """Complete a batch on the device, unless that was done ahead."""
-        if self.trainer.training and self._makes_ahead:
+        if self._ahead is None:
+            return self._complete(self._source(dataloader_idx), batch)
+        if self.trainer.training:
             return batch
-        return self._complete(self._source(dataloader_idx), batch)
+        return self._ahead.now(partial(self._complete, self._source(dataloader_idx)), batch)
 
     def describe(self, name: str) -> dict:
         """Return what decides every byte of the dataset that `predict` writes of one stream.

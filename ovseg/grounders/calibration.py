@@ -44,7 +44,7 @@ class ProbeNorm(nn.Module):
         centred = rows - mean[:, :, None]
         with torch.autocast(rows.device.type, enabled=False):
             cov = centred.mT @ centred / rows.shape[2]
-        share = MOMENTUM if self.seen else 1.0
+        share = torch.where(self.seen, MOMENTUM, 1.0)
         self.mean.lerp_(mean, share)
         self.cov.lerp_(cov, share)
         self.seen.fill_(True)
