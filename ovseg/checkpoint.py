@@ -14,6 +14,7 @@ from ovseg.hub import hub_folder, is_hub_id
 from ovseg.pretrained import content, licence_in, quiet
 
 CONFIG, CARD = "config.json", "README.md"
+STATISTICS = ("running_mean", "running_var")
 _KINDS = (".json", ".safetensors", ".txt", ".jinja", ".model")
 
 
@@ -104,10 +105,12 @@ class Checkpoint:
         options = {"use_safetensors": True, "dtype": torch.float32, "output_loading_info": True}
         model, facts = self.part(kind, options)
         named = {name for name, _ in model.named_parameters()}
+        # of the buffers, those that training has filled; others are made with the model
+        named |= {name for name in model.state_dict() if name.endswith(STATISTICS)}
         if missing := sorted(named & set(facts["missing_keys"])):
             raise ValueError(
                 f"the weights of {self.source!r} are not those of a {type(model).__name__}: "
-                f"{len(missing)} of its parameters are missing, {missing[0]} for one"
+                f"{len(missing)} of its tensors are missing, {missing[0]} for one"
             )
         return model.requires_grad_(False).eval()
 

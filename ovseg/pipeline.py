@@ -21,9 +21,9 @@ from ovseg.grounders.card import make_card, own_results, read_results
 from ovseg.grounders.folder import (
     find_grounder,
     grounder_config,
+    known_facts,
     load_grounder,
     read_config,
-    split_facts,
     weights_digest,
     write_folder,
 )
@@ -64,7 +64,8 @@ class GroundedDiffusion(ModelHubMixin):
     Args:
         backbone: Makes images and features.
         grounder: Trained on features of that backbone.
-        vocabulary: Classes and split that the grounder was trained with; needed to save it.
+        vocabulary: Classes and split that the grounder was trained with; needed to save it. If it
+            was loaded from a folder, other classes that it was taught there count too.
 
     Raises:
         ValueError: If the grounder needs other features; shows the difference.
@@ -82,7 +83,7 @@ class GroundedDiffusion(ModelHubMixin):
                 f"{'; '.join(changes)}"
             )
         self.backbone, self.grounder = backbone, grounder.eval()
-        self.trained_on = None if vocabulary is None else split_facts(vocabulary)
+        self.trained_on = None if vocabulary is None else known_facts(grounder, vocabulary)
         self._measured: tuple[str, dict] | None = None
 
     @classmethod
@@ -116,8 +117,9 @@ class GroundedDiffusion(ModelHubMixin):
             backbone = build_backbone(config, source, local_files_only)
         model = cls(backbone, load_grounder(folder, backbone))
         model.trained_on = config.get("vocabulary")
-        if (results := own_results(folder)) is not None:
-            model._measured = weights_digest(model.grounder), results
+        digest = weights_digest(model.grounder)
+        if (results := own_results(folder, digest)) is not None:
+            model._measured = digest, results
         return model
 
     def save_pretrained(
@@ -154,11 +156,10 @@ class GroundedDiffusion(ModelHubMixin):
         return make_card(config, self._results(results))
 
     def _results(self, results: str | Path | None) -> dict[str, dict] | None:
+        digest = weights_digest(self.grounder)
         if results is not None:
-            return read_results(results)
-        if self._measured is None or self._measured[0] != weights_digest(self.grounder):
-            return None
-        return self._measured[1]
+            return read_results(results, digest)
+        return self._measured[1] if self._measured and self._measured[0] == digest else None
 
     def _trained_on(self) -> dict:
         if not self.trained_on:

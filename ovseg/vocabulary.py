@@ -6,13 +6,16 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
+
+EVERY = "*"
+"""Stands for every class there is: of weights that do not say what they were trained on."""
 
 
 @dataclass(frozen=True)
@@ -191,6 +194,12 @@ class Vocabulary:
         words |= {_plain(w): c.id for c in self.classes for w in (c.key, c.name)}
         parts = ([_plain(part) for part in re.split("[,;]", label)] for label in labels)
         return [next((words[part] for part in some if part in words), 0) for some in parts]
+
+    def taught(self, names: Collection[str]) -> set[int]:
+        """Return the ids of the classes that something was trained with, by the names it gives."""
+        if EVERY in names:
+            return {c.id for c in self.classes}
+        return set(self.matched(sorted(names))) - {0}
 
 
 def _digest(facts: list) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 
 import pytest
@@ -112,3 +114,23 @@ def test_a_grounder_on_the_hub(annotator, backbone, hub):
     loaded.check(backbone)
     assert loaded.describe() == annotator.describe()
     assert len(hub.asked) == 1  # found once, then a folder
+
+
+@pytest.mark.parametrize(
+    "facts, learnt",
+    [
+        ({"vocabulary": {"trained_on": ["couch", "motorcycle", "dog"]}}, "dog, sofa"),
+        ({"vocabulary": None}, "every"),
+    ],
+)
+def test_what_another_vocabulary_calls_it_was_learnt_too(annotator, tmp_path, facts, learnt):
+    """Split 1 of VOC, where dog and sofa are unseen; COCO says couch."""
+    voc = Vocabulary.load("voc", "1")
+    shutil.copytree(annotator.folder, tmp_path / "out")
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | facts))
+    of_coco = GrounderAnnotator(str(tmp_path / "out"))
+    unseen = [voc[i].name for i in voc.unseen]
+    names = ", ".join(unseen) if learnt == "every" else learnt
+    with pytest.raises(ValueError, match=f"trained with masks of {names}, which split 1 of voc"):
+        of_coco.bind(voc)

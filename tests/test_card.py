@@ -30,6 +30,8 @@ CONFIG = {
         "split": "2",
         "seen": ["cow", "potted plant"],
         "unseen": ["hen"],
+        "trained_on": ["cow", "hen"],
+        "practices": ["pseudo-labels"],
     },
     "ovseg": "0.1.0",
 }
@@ -63,6 +65,8 @@ def test_facts():
     assert facts["guidance branches"] == "unconditional and conditional"
     assert (facts["vocabulary"], facts["split"]) == ("farm", "2")
     assert facts["seen classes"] == "cow, potted plant" and facts["unseen classes"] == "hen"
+    assert facts["learnt from masks of"] == "cow, hen"
+    assert facts["done in its training that a protocol may rule out"] == "pseudo-labels"
     assert 'model("a photo of the cow and the potted plant", names=["cow", "potted plant"])' in (
         card.text
     )
@@ -123,10 +127,42 @@ def test_results_of_something_else_are_refused(tmp_path):
         read_results(path)
 
 
+@pytest.mark.parametrize(
+    ("scores", "message"),
+    [
+        ({"images": "x"}, 'images must be a whole number, got "x"'),
+        ({"miou": "x"}, 'miou must be a number or null, got "x"'),
+        ({"presence": [1]}, r"presence must be a number or null, got \[1\]"),
+        ({"foreground": None}, "foreground must be scores by name, miou .* got null"),
+        ({"ceiling": {"miou": True}}, 'ceiling must be scores by name, .* got {"miou": true}'),
+    ],
+)
+def test_scores_that_are_none_are_one_line(tmp_path, scores, message):
+    path = tmp_path / "results.json"
+    path.write_text(json.dumps({"drawn": {"miou": 1.5, "images": 3} | scores}))
+    with pytest.raises(ValueError, match=f"results.json, drawn: {message}"):
+        read_results(path)
+    with pytest.warns(UserWarning, match="it is left out"):
+        assert own_results(tmp_path, "abc") is None
+
+
+def test_results_are_those_of_a_grounder(tmp_path):
+    path, told = tmp_path / "results.json", {k: v | {"weights": "abc"} for k, v in RESULTS.items()}
+    path.write_text(json.dumps(told))
+    assert read_results(path, "abc") == read_results(path) == own_results(tmp_path, "abc") == told
+    with pytest.raises(ValueError, match="results.json are of another grounder: give those of an"):
+        read_results(path, "abd")
+    with pytest.warns(UserWarning, match="are of another grounder: .* it is left out"):
+        assert own_results(tmp_path, "abd") is None
+    path.write_text(json.dumps(told | {"one_seen": RESULTS["one_seen"]}))
+    with pytest.raises(ValueError, match="results.json do not say of which grounder: give those"):
+        read_results(path, "abc")
+
+
 def test_results_in_the_folder(tmp_path):
-    assert own_results(tmp_path) is None
+    assert own_results(tmp_path, "abc") is None
     (tmp_path / "results.json").write_text("{}")
     with pytest.warns(UserWarning, match="holds no results .* it is left out"):
-        assert own_results(tmp_path) is None
+        assert own_results(tmp_path, "abc") is None
     (tmp_path / "results.json").write_text(json.dumps(RESULTS))
-    assert own_results(tmp_path) == RESULTS
+    assert own_results(tmp_path, "abc") == RESULTS  # of a folder older than that key

@@ -9,7 +9,7 @@ import pytest
 import tiny_transformers as tiny
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import AutoModelForUniversalSegmentation
+from transformers import AutoModelForSemanticSegmentation, AutoModelForUniversalSegmentation
 
 from ovseg.checkpoint import Checkpoint
 
@@ -64,9 +64,28 @@ def test_half_a_model_and_pickled_weights_are_refused(folder):
     state = load_file(weights)
     body = {k: v for k, v in state.items() if not k.startswith("class_predictor")}
     save_file(body, weights, {"format": "pt"})
-    with pytest.raises(ValueError, match="2 of its parameters are missing, class_predictor.bias"):
+    with pytest.raises(ValueError, match="2 of its tensors are missing, class_predictor.bias"):
         Checkpoint(str(folder)).model(kind)
     torch.save(state, weights.with_name("pytorch_model.bin"))
     weights.unlink()
     with pytest.raises(ValueError, match="cannot load the AutoModelForUniversalSegmentation"):
+        Checkpoint(str(folder)).model(kind)
+
+
+def test_statistics_are_weights_too_but_no_counters(tmp_path):
+    folder, kind = (
+        Path(tiny.save(tiny.segformer, tmp_path / "model")),
+        AutoModelForSemanticSegmentation,
+    )
+    weights, norm = folder / "model.safetensors", "decode_head.batch_norm"
+    state = load_file(weights)
+    state[f"{norm}.running_mean"] += 5
+    old = {k: v for k, v in state.items() if not k.endswith("num_batches_tracked")}
+    assert len(old) == len(state) - 1
+    save_file(old, weights, {"format": "pt"})  # as files of old versions of torch are
+    model = Checkpoint(str(folder)).model(kind)
+    assert torch.equal(model.decode_head.batch_norm.running_mean, state[f"{norm}.running_mean"])
+    bare = {k: v for k, v in old.items() if "running" not in k}
+    save_file(bare, weights, {"format": "pt"})
+    with pytest.raises(ValueError, match=f"2 of its tensors are missing, {norm}.running_mean"):
         Checkpoint(str(folder)).model(kind)

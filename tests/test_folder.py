@@ -13,9 +13,12 @@ from ovseg.grounders.base import Grounder
 from ovseg.grounders.folder import (
     find_grounder,
     folder_digest,
+    known_facts,
     load_grounder,
+    read_config,
     save_grounder,
     split_facts,
+    weights_digest,
     write_folder,
 )
 from ovseg.grounders.fusion import FusionGrounder
@@ -36,6 +39,14 @@ class Plugin(Grounder):
 
     def forward(self, features: Features, entities: Entities) -> torch.Tensor:
         return (entities.text @ self.weight)[..., None, None]
+
+
+class Picky(Plugin):
+    """One whose constructor fails in its own ways."""
+
+    def __init__(self, feature_spec, text_width, sizes) -> None:
+        super().__init__(feature_spec, text_width)
+        self.size = torch.nn.Parameter(torch.zeros(sizes[0]))
 
 
 @pytest.fixture(scope="module")
@@ -161,10 +172,81 @@ def test_what_cannot_be_loaded(backbone, grounder, tmp_path):
         load_grounder(out)
 
 
+@pytest.mark.parametrize(
+    ("value", "wanted"),
+    [
+        ({"class_path": 5}, "class_path must be text, got 5"),
+        ({"init_args": [1]}, r"init_args must be arguments by name, got \[1\]"),
+        ({"feature_spec": {"taps": 5}}, 'feature_spec must be taps .*, got {"taps": 5}'),
+        ({"feature_spec": {"taps": {"mid": [8, 0]}}}, "feature_spec must be taps"),
+        ({"feature_spec": {"taps": {"mid": ["8", 4]}}}, "feature_spec must be taps"),
+        ({"feature_spec": {"taps": {}, "branches": 3}}, "feature_spec must be taps"),
+        ({"feature_spec": {"taps": {}, "probes": []}}, "feature_spec must be taps"),
+        ({"text_width": -1}, "text_width must be a whole number >= 1, got -1"),
+        ({"threshold": None}, r"threshold must be a number inside \(0, 1\), got null"),
+        ({"threshold": "0.5"}, 'threshold must be .*, got "0.5"'),
+        ({"threshold": 1.5}, "threshold must be .*, got 1.5"),
+        ({"threshold": 0}, "threshold must be .*, got 0"),
+        ({"threshold": float("nan")}, "threshold must be .*, got NaN"),
+        ({"backbone_digest": None}, "backbone_digest must be text, got null"),
+        ({"backbone": "voc"}, "backbone must be null, or facts by name, .* got"),
+        ({"backbone": {"class_path": "a.B", "init_args": None}}, "backbone must be null, or facts"),
+        ({"vocabulary": "voc"}, 'vocabulary must be null, or facts by name, .* got "voc"'),
+        ({"vocabulary": {"seen": None}}, 'vocabulary must be .*, got {"seen": null}'),
+        ({"vocabulary": {"seen": ["x" * 99]} | {"practices": 1}}, r"got {\"seen\": .*xxx\.\.\.$"),
+    ],
+)
+def test_values_that_cannot_be_are_one_line(backbone, grounder, tmp_path, value, wanted):
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    edit(tmp_path / "out", **value)
+    for read in (read_config, load_grounder, folder_digest):
+        with pytest.raises(ValueError, match=f"out/config.json: .*{wanted}"):
+            read(tmp_path / "out")
+
+
+def test_facts_that_may_be_absent(backbone, grounder, tmp_path):
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    edit(tmp_path / "out", backbone=None, vocabulary=None)
+    assert load_grounder(tmp_path / "out").learnt_from == {"trained_on": ["*"], "practices": []}
+
+
+def test_what_fails_in_a_constructor_is_one_line(backbone, tmp_path):
+    save_grounder(Picky(backbone.feature_spec, 32, sizes=(1,)), tmp_path, backbone, VOCABULARY)
+    for sizes, why in (([-1], "non-negative"), ([], "index out of range"), ({}, "0")):
+        edit(tmp_path, init_args={"sizes": sizes})
+        with pytest.raises(ValueError, match=f"has its class changed. .*{why}"):
+            load_grounder(tmp_path)
+
+
 def test_a_folder_of_something_else_is_not_overwritten(backbone, grounder, tmp_path):
     (tmp_path / "notes.txt").write_text("mine")
     with pytest.raises(ValueError, match="exists and holds no grounder"):
         save_grounder(grounder, tmp_path, backbone, VOCABULARY)
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    (tmp_path / "out" / "thesis.tex").write_text("mine")
+    with pytest.raises(ValueError, match="holds more than a grounder, thesis.tex for one"):
+        save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+
+
+def test_a_digest_of_weights_knows_values_not_precision(backbone, grounder, tmp_path):
+    grounder.half()
+    digest = weights_digest(grounder)
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY)
+    loaded = load_grounder(tmp_path / "out")
+    assert weights_digest(loaded) == digest
+    loaded.threshold = 0.3
+    assert weights_digest(loaded) != digest
+
+
+def test_what_a_loaded_grounder_has_learnt_is_known(backbone, grounder, tmp_path):
+    taught = VOCABULARY.unseen[:1]
+    save_grounder(grounder, tmp_path / "out", backbone, VOCABULARY, taught, {"self_training"})
+    facts = read_config(tmp_path / "out")["vocabulary"]
+    known = known_facts(load_grounder(tmp_path / "out"), VOCABULARY)
+    assert {*known["trained_on"]} == {*facts["trained_on"]} > {*facts["seen"]}
+    assert known["practices"] == ["self_training"]
+    fresh = known_facts(grounder, VOCABULARY)
+    assert fresh == split_facts(VOCABULARY)
 
 
 def test_arguments_that_are_no_json(backbone, tmp_path):

@@ -243,6 +243,7 @@ def test_masks_of_unseen_classes_are_remembered_in_the_folder(trained, tmp_path)
     bound = module(source, output=folder, unseen_masks=True)
     quiet_trainer(tmp_path, max_steps=1, limit_val_batches=0).fit(bound, source)
     assert taught_names(read_config(folder)) == {c.name for c in VOCABULARY.classes}
+    assert set(bound.grounder.learnt_from["trained_on"]) == taught_names(read_config(folder))
     names = "was trained with masks of boat, cat, flower, key, umbrella, which split 1"
     source = data()
     for verb in ("fit", "test"):

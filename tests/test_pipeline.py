@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,9 +13,9 @@ from PIL import Image
 
 from ovseg import GroundedDiffusion
 from ovseg.backbones.unet import UNetBackbone
+from ovseg.grounders.folder import load_grounder, read_config, save_grounder, weights_digest
 from ovseg.vocabulary import Vocabulary
 
-RESULTS = {"two_unseen": {"miou": 46.5, "images": 200, "presence": 70.25}}
 FILES = ["README.md", "config.json", "model.safetensors"]
 
 
@@ -130,6 +131,11 @@ def test_a_folder_without_a_grounder(tmp_path):
         GroundedDiffusion.from_pretrained(tmp_path)
 
 
+def results_of(pipe) -> dict:
+    scores = {"miou": 46.5, "images": 200, "presence": 70.25}
+    return {"two_unseen": scores | {"weights": weights_digest(pipe.grounder)}}
+
+
 def names_of(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
@@ -153,7 +159,7 @@ def test_saved_and_loaded_masks_are_equal_bit_for_bit(pipe, tiny_grounder, tmp_p
 
 def test_pushed_and_loaded_from_the_hub(pipe, hub, tmp_path):
     path = tmp_path / "results.json"
-    path.write_text(json.dumps(RESULTS))
+    path.write_text(json.dumps(results_of(pipe)))
     url = pipe.push_to_hub("owner/name", private=True, model_card_kwargs={"results": path})
     assert url == "https://hub.test/owner/name/commit/1"
     assert names_of(hub.remote / "owner" / "name") == sorted([*FILES, "results.json"])
@@ -171,14 +177,18 @@ def test_pushed_and_loaded_from_the_hub(pipe, hub, tmp_path):
 
 def test_numbers_stay_with_the_weights_that_they_are_of(pipe, tmp_path):
     path, out = tmp_path / "results.json", tmp_path / "out"
-    path.write_text(json.dumps(RESULTS))
+    path.write_text(json.dumps(results_of(pipe)))
     pipe.save_pretrained(out, results=path)
     assert "| two_unseen | 200 | 46.5 | – | – | 70.2 |" in (out / "README.md").read_text()
     loaded = GroundedDiffusion.from_pretrained(out)
     loaded.save_pretrained(out)
-    assert json.loads((out / "results.json").read_text()) == RESULTS
+    assert json.loads((out / "results.json").read_text()) == results_of(pipe)
     assert "46.5" in loaded.generate_model_card().text
     loaded.grounder.threshold = 0.3
+    for take in (loaded.generate_model_card, partial(loaded.save_pretrained, tmp_path / "other")):
+        with pytest.raises(ValueError, match="results.json are of another grounder"):
+            take(results=path)
+    assert not (tmp_path / "other").exists()
     loaded.save_pretrained(out)
     assert names_of(out) == FILES and "Not measured." in (out / "README.md").read_text()
 
@@ -196,6 +206,19 @@ def test_what_cannot_be_saved(pipe, tmp_path):
     assert names_of(tmp_path) == ["bert"] and names_of(tmp_path / "bert") == ["notes.txt"]
     named = GroundedDiffusion(pipe.backbone, pipe.grounder, Vocabulary.load("clipart"))
     assert named.trained_on == pipe.trained_on
+
+
+def test_a_grounder_keeps_what_it_was_taught(pipe, tmp_path):
+    vocabulary = Vocabulary.load("clipart")
+    every = vocabulary.select("all")
+    save_grounder(pipe.grounder, tmp_path / "all", pipe.backbone, vocabulary, every, {"pseudo"})
+    loaded = load_grounder(tmp_path / "all", pipe.backbone)
+    GroundedDiffusion(pipe.backbone, loaded, vocabulary).save_pretrained(tmp_path / "again")
+    facts, again = (read_config(tmp_path / name)["vocabulary"] for name in ("all", "again"))
+    assert {*again["trained_on"]} == {*facts["seen"], *facts["unseen"]}
+    assert again["practices"] == ["pseudo"]
+    other = GroundedDiffusion(pipe.backbone, loaded, Vocabulary.load("clipart", "2"))
+    assert {*other.trained_on["trained_on"]} == {*facts["trained_on"]}
 
 
 def test_an_absent_grounder_is_one_line(hub):

@@ -26,11 +26,11 @@ def batch(of: FeatureSpec, size: int = 3, names: int = 2, image: int = 32):
         for tap, t in of.taps.items()
     }
     probes = {}
-    for name, (heads, stride, _) in of.probes.items():
+    for name, (heads, stride, width) in of.probes.items():
         side = [image // stride] * 2
-        queries = torch.randn(size, of.steps, heads, 4, *side)
+        queries = torch.randn(size, of.steps, heads, width, *side)
         totals = torch.randn(size, of.steps, heads, *side)
-        probes[name] = Probe(queries, totals, torch.randn(heads, 4, 8))
+        probes[name] = Probe(queries, totals, torch.randn(heads, width, 8))
     valid = torch.ones(size, names, dtype=torch.bool)
     ids = torch.arange(1, names + 1).expand(size, names)
     return Features(maps, None, probes), Entities(torch.randn(size, names, 8), ids, valid)
@@ -261,10 +261,13 @@ def test_a_backbone_without_probes_is_refused_with_what_to_do():
     assert small(spec(probes=None), probes=False)(*batch(spec(probes=None))).isfinite().all()
 
 
-def test_other_heads_are_refused():
-    features, entities = batch(spec(probes={"x": (2, 4, 4), "y": (4, 8, 4)}))
-    with pytest.raises(ValueError, match=r"\(steps, heads\) = \(1, 3\) of the probe 'y'"):
+@pytest.mark.parametrize(("probe", "given"), [((4, 8, 4), (1, 4, 4)), ((3, 8, 5), (1, 3, 5))])
+def test_other_heads_and_widths_are_refused(probe, given):
+    features, entities = batch(spec(probes={"x": (2, 4, 4), "y": probe}))
+    with pytest.raises(ValueError) as caught:
         small(spec())(features, entities)
+    wanted = "the grounder needs (steps, heads, width) = (1, 3, 4) of the probe 'y'"
+    assert str(caught.value) == f"{wanted}; the backbone gives {given}"
 
 
 def test_a_mean_over_a_large_mask_does_not_overflow_in_half_precision():

@@ -221,3 +221,12 @@ def test_each_key_that_does_not_fit_is_named():
     assert "to_q.weight is missing" in text and "extra.bias is unknown" in text
     assert "mlp.layers.0.bias is (3,), wanted (16,)" in text
     assert "mid_feature_mix_conv.conv1.u0 is (1, 2), wanted (1, 7)" in text
+
+
+def test_a_grounder_of_other_groups_is_refused():
+    taps = {tap: size for tap, size in spec().taps.items() if not tap.startswith("highest")}
+    three = FusionGrounder(
+        FeatureSpec(taps, branches=2), TEXT, widths=(3, 4, 5), hidden=HIDDEN, heads=HEADS, ffn=FFN
+    )
+    with pytest.raises(ValueError, match="reads taps of 4 strides, the grounder's have 3"):
+        convert(random_release(), three)

@@ -67,6 +67,12 @@ def test_what_cannot_be_written_or_loaded(segmenter, vocabulary, tmp_path):
     (tmp_path / "mine" / "thesis.tex").touch()
     with pytest.raises(ValueError, match="exists and holds no segmenter"):
         save_segmenter(segmenter, tmp_path / "mine", vocabulary)
+    for name, text in (("config.json", '{"class_path": "a.B"}'), ("thesis.tex", "x")):
+        save_segmenter(segmenter, tmp_path / name, vocabulary)
+        (tmp_path / name / name).write_text(text)
+        with pytest.raises(ValueError, match="holds (no|more than a) segmenter"):
+            save_segmenter(segmenter, tmp_path / name, vocabulary)
+        assert (tmp_path / name / name).read_text() == text
     segmenter.init_args = {"hidden": {5}}
     with pytest.raises(ValueError, match="its arguments are not JSON-ready"):
         save_segmenter(segmenter, tmp_path / "new", vocabulary)

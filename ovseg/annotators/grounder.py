@@ -46,8 +46,8 @@ class GrounderAnnotator(Annotator):
             ValueError: If the grounder was trained with masks of a class that is unseen there.
         """
         super().bind(vocabulary)
-        unseen = {vocabulary[i].name for i in vocabulary.unseen}
-        if known := sorted(unseen & taught_names(self.config)):
+        self.trained_on = sorted(vocabulary.taught(taught_names(self.config)))
+        if known := [vocabulary[i].name for i in vocabulary.unseen if i in self.trained_on]:
             raise ValueError(
                 f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, "
                 f"which split {vocabulary.split} of {vocabulary.name} calls unseen: train one on "
@@ -93,11 +93,10 @@ class GrounderAnnotator(Annotator):
         ``requested_classes`` are all, for a grounder knows every name; ``trained_on`` are those
         of the bound vocabulary whose masks it has been trained with.
         """
-        seen = taught_names(self.config)
         practices = taught_practices(self.config)
         return {
             "requested_classes": list(self.vocabulary.select("all")),
-            "trained_on": [c.id for c in self.vocabulary.classes if c.name in seen],
+            "trained_on": self.trained_on,
             "source": self.config["class_path"],
             "split": (self.config.get("vocabulary") or {}).get("split"),
             "threshold": self.config["threshold"],

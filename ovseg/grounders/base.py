@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -21,11 +23,14 @@ class Grounder(nn.Module, ABC):
         reads_names: Whether masks depend on `Entities.text`; the controls of the names need it.
         learns_presence: Whether `presence` has parameters; they are trained beside the masks.
         init_args: The subclass's own constructor arguments, kept so that it can be saved.
+        learnt_from: What the folder that it was loaded from says of its training, nothing by
+            default: names of the classes that it was `trained_on` masks of, and the `practices`.
     """
 
     threshold: float = 0.5
     reads_names: bool = True
     learns_presence: bool = False
+    learnt_from: Mapping[str, list[str]] = MappingProxyType({})
 
     def __new__(cls, *args, **kwargs):
         """Record the constructor's own arguments in `init_args`."""
@@ -90,7 +95,8 @@ def check_features(spec: FeatureSpec, features: Features) -> None:
     """Check that features are those that a grounder was built for.
 
     Raises:
-        ValueError: If a tap or probe is missing, or its steps, branches, channels or heads differ.
+        ValueError: If a tap or probe is missing, or its steps, branches, channels, heads or width
+            differ.
     """
     for tap, wanted in spec.taps.items():
         if tap not in features.maps:
@@ -109,9 +115,9 @@ def check_features(spec: FeatureSpec, features: Features) -> None:
                 f"the grounder needs the probe {name!r}; the backbone has "
                 f"{', '.join(features.probes) or 'none'}"
             )
-        shape, got = (spec.steps, wanted.channels), features.probes[name].queries.shape
-        if tuple(got[1:3]) != shape:
+        shape = (spec.steps, wanted.channels, wanted.width)
+        if (got := tuple(features.probes[name].queries.shape[1:4])) != shape:
             raise ValueError(
-                f"the grounder needs (steps, heads) = {shape} of the probe {name!r}; the backbone "
-                f"gives {tuple(got[1:3])}"
+                f"the grounder needs (steps, heads, width) = {shape} of the probe {name!r}; the "
+                f"backbone gives {got}"
             )

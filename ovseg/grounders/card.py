@@ -9,12 +9,11 @@ from typing import TYPE_CHECKING, Any
 
 from ovseg.embedded import EMBEDDED
 from ovseg.hub import is_hub_id
+from ovseg.kept import RESULTS, Fields, check_values
 from ovseg.pretrained import read_json
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
-
-CARD, RESULTS = "README.md", "results.json"
 
 TEMPLATE = """---
 {{ card_data }}
@@ -58,6 +57,23 @@ Not measured.
 """
 
 
+def _number(value: Any) -> bool:
+    return value is None or type(value) in (int, float)
+
+
+def _control(value: Any) -> bool:
+    return isinstance(value, dict) and _number(value.get("miou"))
+
+
+_SCORES: Fields = {
+    "images": ("a whole number", lambda value: type(value) is int),
+    "miou": ("a number or null", _number),
+    "presence": ("a number or null", _number),
+    "foreground": ("scores by name, miou a number or null", _control),
+    "ceiling": ("scores by name, miou a number or null", _control),
+}
+
+
 def make_card(config: dict[str, Any], results: dict[str, dict] | None = None) -> ModelCard:
     """Make the card of a grounder.
 
@@ -94,15 +110,19 @@ def make_card(config: dict[str, Any], results: dict[str, dict] | None = None) ->
     )
 
 
-def read_results(path: str | Path) -> dict[str, dict]:
+def read_results(path: str | Path, weights: str | None = None) -> dict[str, dict]:
     """Read the ``results.json`` that `ovseg test` of a grounding module wrote.
+
+    Args:
+        path: The file.
+        weights: `weights_digest` of the grounder whose results they must be; None for any.
 
     Returns:
         The scores of each stream.
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If it holds something else.
+        ValueError: If it holds something else, or does not say that they are that grounder's.
     """
     path = Path(path)
     if not path.is_file():
@@ -118,14 +138,34 @@ def read_results(path: str | Path) -> dict[str, dict]:
         raise ValueError(
             f"{path} holds no results of a grounding module: every stream must have miou and images"
         )
+    for stream, scores in results.items():
+        check_values(f"{path}, {stream}", scores, _SCORES)
+        if weights is None or (whose := scores.get("weights")) == weights:
+            continue
+        known = "do not say of which grounder" if whose is None else "are of another grounder"
+        raise ValueError(
+            f"the results in {path} {known}: give those of an `ovseg test` of this very one, with "
+            "its weights and threshold as they are"
+        )
     return results
 
 
-def own_results(folder: Path) -> dict[str, dict] | None:
-    """Return the results in a grounder folder; what cannot be read is left out with a warning."""
+def own_results(folder: Path, weights: str) -> dict[str, dict] | None:
+    """Return the results in a grounder folder, which older folders do not say to be theirs.
+
+    What cannot be read, or is of another grounder, is left out with a warning.
+
+    Args:
+        folder: The folder.
+        weights: `weights_digest` of its grounder.
+    """
     path = folder / RESULTS
+    if not path.is_file():
+        return None
     try:
-        return read_results(path) if path.is_file() else None
+        results = read_results(path)
+        told = any("weights" in scores for scores in results.values())
+        return read_results(path, weights) if told else results
     except ValueError as error:
         warnings.warn(f"{error}; it is left out", stacklevel=3)
         return None
@@ -155,6 +195,9 @@ def _facts(config: dict, backbone: dict, trained: dict) -> dict[str, str]:
         "split": trained.get("split", unknown),
         "seen classes": _list(trained.get("seen", [])) or unknown,
         "unseen classes": _list(trained.get("unseen", [])) or unknown,
+        "learnt from masks of": _list(trained.get("trained_on", [])) or unknown,
+        "done in its training that a protocol may rule out": _list(trained.get("practices", []))
+        or "nothing",
     }
 
 

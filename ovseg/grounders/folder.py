@@ -22,17 +22,23 @@ import ovseg
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.embedded import locate
 from ovseg.grounders.base import Grounder
-from ovseg.grounders.card import CARD, RESULTS, make_card
+from ovseg.grounders.card import make_card
 from ovseg.grounders.partner import check_backbone, first_of
 from ovseg.hub import hub_folder, is_hub_id
-from ovseg.kept import check_replaceable, class_of, replacing
+from ovseg.kept import (
+    CARD,
+    CONFIG,
+    NEEDED,
+    RESULTS,
+    WEIGHTS,
+    check_config,
+    check_replaceable,
+    class_of,
+    replacing,
+)
 from ovseg.pretrained import read_json
 from ovseg.structures import FeatureSpec
-from ovseg.vocabulary import Vocabulary
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
-
-_NEEDED = {"class_path", "init_args", "feature_spec", "text_width", "threshold", "backbone_digest"}
+from ovseg.vocabulary import EVERY, Vocabulary
 
 
 def save_grounder(
@@ -96,12 +102,14 @@ def write_folder(
 
 
 def _state(grounder: Grounder) -> dict[str, Tensor]:
-    return {name: tensor.contiguous() for name, tensor in grounder.state_dict().items()}
+    return {name: tensor.cpu().contiguous() for name, tensor in grounder.state_dict().items()}
 
 
 def weights_digest(grounder: Grounder) -> str:
-    """Hex digest of what a test of a grounder measures: its weights and threshold."""
-    total = hashlib.sha256(save(_state(grounder)))
+    """Hex digest of what a test of a grounder measures: its weights, as float32, and threshold."""
+    state = _state(grounder)
+    whole = {name: x.float() if x.is_floating_point() else x for name, x in state.items()}
+    total = hashlib.sha256(save(whole))
     total.update(repr(float(grounder.threshold)).encode())
     return total.hexdigest()
 
@@ -127,14 +135,23 @@ def split_facts(
     }
 
 
+def known_facts(grounder: Grounder, vocabulary: Vocabulary) -> dict:
+    """Return `split_facts`, and what is known of a grounder that was loaded from a folder."""
+    facts = split_facts(vocabulary, practices=grounder.learnt_from.get("practices", ()))
+    before = grounder.learnt_from.get("trained_on", ())
+    return facts | {"trained_on": list(dict.fromkeys([*facts["trained_on"], *before]))}
+
+
 def taught_names(config: dict) -> set[str]:
     """Return the names of the classes whose masks a grounder has learnt from.
+
+    They are to be read by `Vocabulary.taught`; a folder that does not say counts as taught all.
 
     Args:
         config: Of `read_config`.
     """
     vocabulary = config.get("vocabulary") or {}
-    return set(vocabulary.get("trained_on", vocabulary.get("seen", ())))
+    return set(vocabulary.get("trained_on", vocabulary.get("seen", [EVERY])))
 
 
 def taught_practices(config: dict) -> list[str]:
@@ -188,7 +205,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: If there is no grounder.
-        ValueError: If the file is not one of ours.
+        ValueError: If the file is not one of ours, or a value in it is none that it could be.
     """
     path = find_grounder(source) / CONFIG
     if not path.is_file():
@@ -197,9 +214,7 @@ def read_config(source: str | Path) -> dict[str, Any]:
             "model.init_args.output"
         )
     config = read_json(path)
-    missing = _NEEDED - set(config if isinstance(config, dict) else ())
-    if missing:
-        raise ValueError(f"{path} is no grounder's: it lacks {', '.join(sorted(missing))}")
+    check_config(path, config, "grounder")
     return config
 
 
@@ -207,7 +222,7 @@ def folder_digest(source: str | Path) -> str:
     """Hex digest of a grounder: its class, arguments, threshold and weights."""
     folder = find_grounder(source)
     config = read_config(folder)
-    facts = {key: config[key] for key in sorted(_NEEDED)}
+    facts = {key: config[key] for key in sorted(NEEDED["grounder"])}
     total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
     total.update((folder / WEIGHTS).read_bytes())
     return total.hexdigest()[:16]
@@ -247,6 +262,8 @@ def load_grounder(source: str | Path, backbone: DiffusionBackbone | None = None)
         )
     grounder.load_state_dict(state)
     grounder.threshold = float(config["threshold"])
+    practices = taught_practices(config)
+    grounder.learnt_from = {"trained_on": sorted(taught_names(config)), "practices": practices}
     return grounder.eval()
 
 
@@ -259,7 +276,7 @@ def _build(config: dict, folder: Path) -> Grounder:
     try:
         spec = FeatureSpec(**config["feature_spec"])
         return kind(spec, config["text_width"], **config["init_args"])
-    except (TypeError, ValueError) as error:
+    except (TypeError, ValueError, RuntimeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"cannot build the {config['class_path']} of {folder}; has its class changed? {error}"
         ) from error

@@ -27,8 +27,14 @@ def convert(released: Mapping[str, Tensor], grounder: FusionGrounder) -> dict[st
         grounder: Built for the same sizes; with `norm="instance"` the stored statistics are left.
 
     Raises:
-        ValueError: If names are missing or unknown, or a shape differs; names the first ones.
+        ValueError: If the grounder has not their four groups of taps, names are missing or unknown,
+            or a shape differs; names the first ones.
     """
+    if (groups := len(grounder.groups)) != len(LEVELS):
+        raise ValueError(
+            f"the released grounding module reads taps of {len(LEVELS)} strides, the grounder's "
+            f"have {groups}: build it on the taps of Stable Diffusion 1.x (SD1_TAPS)"
+        )
     released = {name.removeprefix("module."): tensor for name, tensor in released.items()}
     own = grounder.state_dict()
     names = _names(len(grounder.decoder), stored="blocks.0.norm1.running_mean" in own)

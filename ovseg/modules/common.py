@@ -116,8 +116,9 @@ def check_output(folder: str | Path, what: str) -> None:
         PermissionError: If its parent cannot be written.
         ValueError: If something else is there.
     """
-    check_writable(Path(folder).parent)
-    check_replaceable(Path(folder), what)
+    folder = Path(os.path.realpath(folder))  # what a link points to is replaced
+    check_writable(folder.parent)
+    check_replaceable(folder, what)
 
 
 def _plain(value: Any) -> Any:

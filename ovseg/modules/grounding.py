@@ -12,13 +12,7 @@ from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable
 from torch import Tensor
 
 from ovseg.grounders.base import Grounder, check_precision
-from ovseg.grounders.folder import (
-    read_config,
-    save_grounder,
-    taught_names,
-    taught_practices,
-    weights_digest,
-)
+from ovseg.grounders.folder import save_grounder, weights_digest
 from ovseg.losses import grounding_loss, presence_loss, with_negatives
 from ovseg.modules.common import (
     check_output,
@@ -111,10 +105,7 @@ class GroundingModule(ScoredModule):
         if self.start is not None:
             backbone = self.trainer.datamodule.backbone
             loaded = load_start(self.start, self.grounder, backbone, stage == "fit")
-            config, what = read_config(self.start), f"the grounder in {self.start}"
-            names = taught_names(config)
-            self.take_over_masks({c.id for c in self.vocabulary.classes if c.name in names}, what)
-            self.learn_by(set(taught_practices(config)), what)
+            self.take_over(loaded.learnt_from, f"the grounder in {self.start}")
             self.grounder, self.start = loaded, None  # `test` after `fit` keeps what was learnt
         if self.output is not None and stage in ("fit", "validate"):
             check_output(self.output, "grounder")
@@ -265,7 +256,9 @@ class GroundingModule(ScoredModule):
         write_results(self, results)
 
     def on_fit_end(self) -> None:
-        """Write the grounder folder."""
+        """Let the grounder know what it has learnt from; write its folder."""
+        taught = [self.vocabulary[i].name for i in sorted(self.trained_on)]
+        self.grounder.learnt_from = {"trained_on": taught, "practices": sorted(self.practices)}
         self._save()
 
     def on_validation_end(self) -> None:

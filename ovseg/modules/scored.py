@@ -11,7 +11,6 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 
 from ovseg.modules.common import check_writable, train_stream, write_results
-from ovseg.segmenters.base import EVERY
 from ovseg.vocabulary import Vocabulary
 
 ORDERED = (
@@ -115,10 +114,7 @@ class ScoredModule(LightningModule):
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
                 f"training{ORDERED if sorted(there) == sorted(here) else ''}"
             )
-        taught = learnt.get("trained_on", ())
-        every = {c.id for c in self.vocabulary.classes}
-        ids = every if EVERY in taught else set(self.vocabulary.matched(taught)) - {0}
-        self.take_over_masks(ids, what)
+        self.take_over_masks(self.vocabulary.taught(learnt.get("trained_on", ())), what)
         self.learn_by(set(learnt.get("practices", ())), f"{what}'s training")
 
     def _keys(self, names: Sequence[str]) -> list[str]:

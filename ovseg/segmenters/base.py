@@ -10,9 +10,6 @@ from torch import Tensor, nn
 
 from ovseg.kept import own_arguments
 
-EVERY = "*"
-"""Stands in `learnt_from` for every class: of weights that do not say what they were trained on."""
-
 
 class Segmenter(nn.Module, ABC):
     """A semantic segmentation network. Subclasses take ``num_classes`` first.
@@ -22,7 +19,8 @@ class Segmenter(nn.Module, ABC):
             arguments name files replaces it by arguments that do not.
         learnt_from: What the files of its weights say of their training, nothing by default: the
             keys or names of their `classes`, if the weights depend on them, those that they were
-            `trained_on` masks of, and the `practices`. A checkpoint of `fit` has all three.
+            `trained_on` masks of (see `Vocabulary.taught`), and the `practices`. A checkpoint of
+            `fit` has all three.
     """
 
     learnt_from: Mapping[str, list[str]] = MappingProxyType({})

@@ -15,12 +15,10 @@ from typing import NamedTuple
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from ovseg.kept import check_replaceable, class_of, replacing
+from ovseg.kept import CONFIG, WEIGHTS, check_config, check_replaceable, class_of, replacing
 from ovseg.pretrained import read_json
 from ovseg.segmenters.base import Segmenter
 from ovseg.vocabulary import Vocabulary
-
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
 
 
 class LoadedSegmenter(NamedTuple):
@@ -128,8 +126,7 @@ def load_segmenter(folder: Path) -> LoadedSegmenter:
                 "MMSegmentation checkpoint"
             )
     config = read_json(folder / CONFIG)
-    if missing := {"segmenter", "classes"} - set(config):
-        raise ValueError(f"{folder / CONFIG} is no segmenter's: it lacks {', '.join(missing)}")
+    check_config(folder / CONFIG, config, "segmenter")
     made = config["segmenter"]
     segmenter = class_of(made["class_path"], Segmenter, folder)(**made["init_args"])
     try:

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from ovseg.pretrained import read_json
-from ovseg.segmenters.base import EVERY
+from ovseg.vocabulary import EVERY
 
 NAMED = 4
 """So many names of tensors are printed, the others counted."""
