@@ -106,20 +106,25 @@ def _look(
 
 
 def read_names(vocabulary: Vocabulary, backbone: DiffusersBackbone) -> list[Name]:
-    """Return the names and synonyms of a vocabulary with their tokens; needs no weights."""
-    tokenizer = backbone.TEXT(backbone.files).tokenizer
+    """Return the names and synonyms of a vocabulary with their tokens; needs no weights.
+
+    Of several tokenizers that must know a name, the tokens are the first one's.
+    """
+    tokenizers = backbone.TEXT(backbone.files).judges(backbone.names_in)
+    first = tokenizers[0]
     names = []
     for entry in vocabulary.classes:
         for word in dict.fromkeys((entry.name, *entry.synonyms)):
             sentence, span = in_sentence(backbone.template, word)
-            tokens = tokens_of(tokenizer, sentence)
+            tokens = tokens_of(first, sentence)
             ids = [tokens[place].id for place in touching(tokens, span)]
             try:
-                positions_of(tokenizer, sentence, span, word)
+                for tokenizer in tokenizers:
+                    positions_of(tokenizer, sentence, span, word)
                 problem = None
             except ValueError as error:
                 problem = str(error)
-            names.append(Name(entry.id, word, tokenizer.convert_ids_to_tokens(ids), ids, problem))
+            names.append(Name(entry.id, word, first.convert_ids_to_tokens(ids), ids, problem))
     return names
 
 

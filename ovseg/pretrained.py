@@ -7,10 +7,10 @@ import json
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import Any
 
-_WHOLE = 64 << 20  # files up to this size are hashed whole, larger ones by 64 samples of 1 MiB
 _CHUNK = 1 << 20
 
 
@@ -27,18 +27,25 @@ def read_json(path: Path) -> Any:
 
 
 def content(path: Path) -> bytes:
-    """Hash a file's content; of a configuration, what its writer's version does not change."""
+    """Hash a file's content; of a configuration, what its writer's version does not change.
+
+    Half a second or so per GB, once in a process as long as size and time of the file stay.
+    """
     if path.name in {"config.json", "tokenizer_config.json"}:
         data = read_json(path)
         kept = {k: v for k, v in data.items() if k[0] != "_" and k != "transformers_version"}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).digest()
-    size = path.stat().st_size
+    facts = path.stat()
+    return _hash(path.absolute(), facts.st_size, facts.st_mtime_ns)
+
+
+@cache
+def _hash(path: Path, size: int, time: int) -> bytes:
+    """Hash size and bytes of a file that was last written at a time in ns."""
     total = hashlib.sha256(str(size).encode())
-    starts = range(0, size, _CHUNK if size <= _WHOLE else max(_CHUNK, size // 64))
     with path.open("rb") as file:
-        for start in starts:
-            file.seek(start)
-            total.update(file.read(_CHUNK))
+        while chunk := file.read(_CHUNK):
+            total.update(chunk)
     return total.digest()
 
 

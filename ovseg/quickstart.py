@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import signal
 import sys
 from collections.abc import Sequence
@@ -106,7 +107,8 @@ def write_configs(out: Path, settings: dict) -> None:
     for name in STAGES:
         path = out / "configs" / f"{name}.yaml"
         data = yaml.safe_load(config(name).read_text(encoding="utf-8"))
-        write_text(path, yaml.safe_dump(fill(data, out, **settings), sort_keys=False))
+        plain = {"sort_keys": False, "allow_unicode": True, "width": math.inf}  # paths stay whole
+        write_text(path, yaml.safe_dump(fill(data, out, **settings), **plain))
 
 
 def fill(value: Any, out: Path, split: str, seed: int, scale: float, key: str = "") -> Any:

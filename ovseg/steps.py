@@ -52,10 +52,15 @@ class Step:
     configs: tuple[Path, ...] = ()
 
     def digest(self, before: str, folder: Path) -> str:
-        """Hex digest of the command, its configs, and the step before it, wherever they lie."""
-        content = [config.read_text(encoding="utf-8") for config in self.configs]
-        text = json.dumps([ovseg.__version__, before, self.name, self.arguments, content])
-        text = text.replace(str(folder), "")
+        """Hex digest of the command, its configs, and the step before it, wherever they lie.
+
+        Below the folder, that is: its absolute path is taken out of them.
+        """
+        place = str(folder.absolute())
+        content = [path.read_text(encoding="utf-8").replace(place, "") for path in self.configs]
+        arguments = [argument.replace(place, "") for argument in self.arguments]
+        facts = [ovseg.__version__, before, self.name, arguments, content]
+        text = json.dumps(facts, ensure_ascii=False)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

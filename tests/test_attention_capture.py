@@ -226,6 +226,51 @@ def test_a_probe_asked_for_a_token_of_the_prompt_gives_its_log_probability(unet)
     torch.testing.assert_close(odds[:, 0], expected, atol=1e-5, rtol=1e-4)
 
 
+@torch.no_grad()
+def test_nothing_of_a_batch_is_kept_once_it_was_collected(unet):
+    capture, recorder = AttentionCapture(unet, ["mid_block"]), ProbeRecorder(unet, ["mid_block"])
+    latents, time, text = inputs(2)
+    with recorder.recording(2) as probes, capture.watching([[[3]], [[2]]], size=16):
+        unet(latents, time, text)
+    (probe,) = probes.values()
+    kept = weakref.ref(probe.queries), weakref.ref(capture._sum)
+    capture.mean()
+    with pytest.raises(RuntimeError, match="no cross-attention arrived"):
+        capture.mean()
+    del probes, probe
+    assert [tensor() for tensor in kept] == [None, None]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_weights_of_keys_are_copied_once_until_they_change(unet, dtype):
+    recorder = ProbeRecorder(unet.to(dtype), ["mid_block"])
+    latents, time, text = inputs(2)
+
+    def keys() -> Tensor:
+        with recorder.recording(2) as probes:
+            unet(latents.to(unet.dtype), time, text.to(unet.dtype))
+        (probe,) = probes.values()
+        assert probe.keys.dtype == torch.float32
+        return probe.keys
+
+    (layer,) = (m for n, m in unet.mid_block.named_modules() if n.endswith("attn2"))
+    first = keys()
+    assert keys() is first and torch.equal(first.flatten(0, 1), layer.to_k.weight.float())
+    layer.to_k.weight.mul_(2)  # other weights in the same place
+    second = keys()
+    assert second is not first and torch.equal(second.flatten(0, 1), layer.to_k.weight.float())
+    layer.to_k.weight = torch.nn.Parameter(layer.to_k.weight * 2)
+    third = keys()
+    assert torch.equal(third, 2 * second) and keys() is third
+    unet.to(torch.float64)
+    assert keys() is not third
+    recorder.forget()
+    kept = weakref.ref(third)
+    del third
+    assert kept() is None
+
+
 def test_probes_are_measured_without_weights_and_in_network_order(unet, tiny_pipeline):
     config = UNetConfig(PipelineFiles(tiny_pipeline))
     specs = config.measure(["mid_block"], ["up_blocks.1", "down_blocks.0"])[1]

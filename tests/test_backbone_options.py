@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import platform
+import shutil
+from contextlib import contextmanager
+from pathlib import Path
+
+import families
 import pytest
 import torch
 
+from ovseg.backbones import configured
+from ovseg.backbones.mmdit import MMDiTBackbone
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.structures import Entity, Request
 
@@ -38,6 +47,133 @@ def test_features_and_images_are_the_same(options, expected, tiny_pipeline):
     torch.testing.assert_close(
         again.maps["mid_block"], expected.features.maps["mid_block"], atol=1e-4, rtol=1e-4
     )
+
+
+FAR = torch.device("cpu:0")
+"""Main memory under another name: a pretended accelerator, which computes as well."""
+
+
+class Watched:
+    """Follow which parts of an offloaded backbone are on the pretended accelerator."""
+
+    def __init__(self, kind, folder, taps, monkeypatch, **options) -> None:
+        monkeypatch.setattr(kind, "device", FAR)
+        self.backbone = kind(folder, taps, steps=2, offload=True, **options)
+        self.backbone.load()
+        self.there, self.seen, self.target = set(), set(), FAR
+        parts = {"denoiser": self.backbone.denoiser, "vae": self.backbone.vae}
+        for name, part in {**parts, **self.backbone.text.encoders}.items():
+            self._follow(name, part)
+
+    def _follow(self, name, part) -> None:
+        move = part.to
+
+        def to(device):
+            (self.there.add if str(device) == str(self.target) else self.there.discard)(name)
+            self.seen.add(frozenset(self.there))
+            return move(device)
+
+        part.to = to
+
+    @contextmanager
+    def using(self, *parts):
+        """Check that these parts take turns, and all rest in the end."""
+        self.seen = set()
+        yield
+        assert self.seen == {frozenset(), *(frozenset([part]) for part in parts)}
+        assert not self.there
+
+
+@pytest.mark.parametrize("family", ["tiny", "flux"])
+def test_offloaded_parts_take_turns_and_rest(family, tiny_pipeline, tmp_path, monkeypatch):
+    if family == "tiny":
+        watched = Watched(UNetBackbone, tiny_pipeline, TAPS, monkeypatch, inversion_steps=2, **READ)
+        text = ["text_encoder"]
+    else:
+        folder = families.save(families.flux, tmp_path / "flux")
+        blocks, options = ["transformer_blocks.0"], {"image_size": 64, "inversion_steps": 2}
+        watched = Watched(MMDiTBackbone, folder, blocks, monkeypatch, **options)
+        text = ["text_encoder", "text_encoder_2"]
+    backbone = watched.backbone
+    with watched.using(*text, "denoiser", "vae"):
+        sample = backbone.sample(REQUESTS)
+    for _ in range(2):
+        with watched.using(*text, "denoiser"):
+            backbone.features(sample.latents, sample.timesteps, REQUESTS)
+    with watched.using(*text, "denoiser", "vae"):
+        backbone.encode_image(sample.images, REQUESTS)
+    for number, embed in enumerate((backbone.embed, backbone.embed_tokens)):
+        with watched.using(text[-1]):
+            embed([Request(0, 0, "", (Entity(1, ("fish", "key")[number]),))])
+
+    def fail(*_):
+        raise MemoryError("no room")
+
+    backbone.denoiser.register_forward_hook(fail)
+    with watched.using(*text, "denoiser"), pytest.raises(MemoryError, match="no room"):
+        backbone.features(sample.latents, sample.timesteps, REQUESTS)
+
+
+def test_offloaded_parts_follow_a_backbone_that_is_moved(tiny_pipeline, expected, monkeypatch):
+    watched = Watched(UNetBackbone, tiny_pipeline, TAPS, monkeypatch)
+    watched.target = torch.device("cpu:1")
+    monkeypatch.setattr(UNetBackbone, "device", watched.target)
+    watched.backbone.to("cpu")
+    with watched.using("text_encoder", "denoiser", "vae"):
+        sample = watched.backbone.sample(REQUESTS)
+    assert torch.equal(sample.images, expected.images)
+
+
+def test_a_cast_to_its_own_dtype_changes_nothing(tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "upcast")
+    config = Path(folder) / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"force_upcast": True}))
+    backbone = UNetBackbone(str(folder), TAPS, dtype="float16")
+    backbone.load()
+    for cast in (backbone.half, lambda: backbone.to("cpu", torch.float16)):
+        cast()
+        assert (backbone.denoiser.dtype, backbone.vae.dtype) == (torch.float16, torch.float32)
+    assert backbone.to("meta").vae.device.type == backbone.device.type == "meta"
+    assert backbone.vae.dtype == torch.float32
+    with pytest.raises(
+        ValueError, match="cannot be cast to float32: build it with dtype='float32'"
+    ):
+        backbone.float()
+
+
+def test_names_are_embedded_in_float32_whatever_the_default_is(tiny_pipeline, expected):
+    backbone = UNetBackbone(tiny_pipeline, TAPS, steps=2)
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        text, tokens = backbone.embed(REQUESTS), backbone.embed_tokens(REQUESTS)
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert text.dtype == tokens.dtype == torch.float32
+    assert torch.equal(text, expected.entities.text)
+
+
+@pytest.mark.parametrize(
+    ("machine", "units", "expected"),
+    [
+        ("x86_64", (False, False), False),  # oneDNN emulates it with AVX-512
+        ("x86_64", (True, False), True),
+        ("AMD64", (False, True), True),
+        ("x86_64", None, False),
+        ("aarch64", None, True),
+    ],
+)
+def test_auto_is_bfloat16_where_the_processor_has_it(machine, units, expected, monkeypatch):
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)
+    monkeypatch.setattr(platform, "machine", lambda: machine)
+    names = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    for name, has in zip(names, units or names, strict=True):
+        monkeypatch.delattr(torch.cpu, name, raising=False)
+        if units:
+            monkeypatch.setattr(torch.cpu, name, lambda has=has: has, raising=False)
+    assert configured.computes_in_bfloat16() is expected
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: False)
+    assert not configured.computes_in_bfloat16()
 
 
 def draws_the_same_noise_in_lower_precision() -> bool:

@@ -2,9 +2,10 @@
 
 import pytest
 import torch
-from toy_data import data_module, live_stream, write_dataset
+from toy_data import data_module, live_stream, request, write_dataset
 
 from ovseg.backbones.unet import UNetBackbone
+from ovseg.data.cache import FeatureCache
 from ovseg.data.shards import ShardStream
 from ovseg.vocabulary import Vocabulary
 
@@ -46,3 +47,23 @@ def test_features_are_made_once_and_equal_in_any_batch(dataset, backbone, monkey
             same(odds, probe(want.entities.text), atol=1e-4, rtol=1e-4)
         assert torch.equal(got.entities.text, want.entities.text)
     assert sorted(asked) == [0, 1, 2, 3, 4, 5]
+
+
+def test_samples_share_the_weights_of_keys(tiny_pipeline):
+    """Also where they are copied, because the features are float32 and the weights are not."""
+    backbone = UNetBackbone(
+        tiny_pipeline, ["mid_block"], steps=2, probes=("mid_block",), dtype="bfloat16"
+    )
+    sample, cache = backbone.sample([request(0, "a photo of a key", "key")]), FeatureCache()
+
+    def make(places):
+        latents = sample.latents.repeat(len(places), 1, 1, 1, 1)
+        return backbone.features(latents, sample.timesteps, sample.requests * len(places))
+
+    for positions in ([0, 1], [2]):
+        cache.get(positions, 1, make)
+    keys = {probe.keys for kept in cache._kept.values() for probe in kept.probes.values()}
+    assert len(cache._kept) == 3 and len(keys) == 1
+    backbone.to("cpu")  # moved, maybe: the weights are copied once more
+    cache.get([3], 1, make)
+    assert keys.isdisjoint(probe.keys for probe in cache._kept[3].probes.values())

@@ -75,14 +75,19 @@ def sample(family):
     return family[2].sample(REQUESTS)
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 # EulerDiscreteScheduler hands tensors to numpy in a way that numpy 2 deprecates
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
-def test_images_are_those_of_diffusers_own_pipeline(family, sample):
+def test_images_are_those_of_diffusers_own_pipeline(dtype, family, sample):
     from diffusers import DiffusionPipeline
 
     name, folder, backbone = family
+    if dtype != "float32":
+        taps, options = FAMILIES[name][2:]
+        backbone = type(backbone)(folder, taps, steps=3, dtype=dtype, **options)
+        sample = backbone.sample(REQUESTS)
     missing = {"text_encoder_3": None, "tokenizer_3": None} if name == "sd3_without_t5" else {}
-    pipe = DiffusionPipeline.from_pretrained(folder, **missing)
+    pipe = DiffusionPipeline.from_pretrained(folder, **missing).to(backbone.dtype)
     pipe.set_progress_bar_config(disable=True)
     generators = [torch.Generator().manual_seed(r.seed) for r in REQUESTS]
     latents = backbone._noise(generators)
@@ -200,6 +205,19 @@ def test_a_model_without_an_unconditional_branch_has_one(family):
     backbone.sample(REQUESTS)
     backbone._reader._denoise = denoise
     assert calls == [2 if name in UNGUIDED else 4] * 3
+
+
+def test_a_guidance_that_the_denoiser_is_told_decides_the_features(family, sample):
+    name, folder, backbone = family
+    taps, options = FAMILIES[name][2:]
+    options = options | {"guidance_scale": 6.0}
+    other = type(backbone)(folder, taps, steps=3, tap_steps=(1, 2), **options)
+    told = name in ("lcm", "flux")
+    assert (other.digest != backbone.digest) == told
+    assert other.latents_digest == backbone.latents_digest
+    if told:
+        again = other.features(sample.latents, sample.timesteps, REQUESTS)
+        assert not torch.allclose(again.maps[taps[1]], sample.features.maps[taps[1]], atol=1e-3)
 
 
 def test_packing_is_undone():

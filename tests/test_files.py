@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -58,6 +59,14 @@ def test_broken_files(copy):
         files.load("vae", torch.float32)
 
 
+@pytest.mark.parametrize("part", ["text_encoder", "unet"])
+def test_weights_that_are_cut_off(part, copy):
+    (weights,) = (copy / part).glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    with pytest.raises(ValueError, match=f"cannot load {part} of the model"):
+        PipelineFiles(str(copy)).load(part, torch.float32)
+
+
 def test_pickled_weights_are_refused(copy):
     from safetensors.torch import load_file
 
@@ -81,11 +90,26 @@ def test_a_model_of_another_kind(copy):
         UNetConfig(PipelineFiles(str(copy))).image_size  # noqa: B018
 
 
+def test_parts_of_no_known_class(copy):
+    from ovseg.backbones.unet import UNetConfig
+
+    index = copy / "model_index.json"
+    parts = json.loads(index.read_text()) | {"vae": ["diffusers", "AutoencoderNope"]}
+    index.write_text(json.dumps(parts))
+    with pytest.raises(ValueError, match="wants the class 'AutoencoderNope' of diffusers; diff"):
+        PipelineFiles(str(copy)).load("vae", torch.float32)
+    config = copy / "unet" / "config.json"
+    for name in ("NopeUNet", None):
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"_class_name": name}))
+        with pytest.raises(ValueError, match=f"wants the class {name!r} of diffusers; diffusers"):
+            UNetConfig(PipelineFiles(str(copy))).denoiser  # noqa: B018
+
+
 def test_the_hub_is_asked_for_single_files(tiny_pipeline, tmp_path, monkeypatch):
     import huggingface_hub
 
     asked = []
-    snapshot = tmp_path / "snapshots" / "abc123"
+    snapshot = tmp_path / "snapshots" / "mine" / "snapshots" / "abc123"
     shutil.copytree(tiny_pipeline, snapshot)
     (snapshot / "README.md").write_text("---\nlicense: openrail\n---\n")
 
@@ -99,6 +123,13 @@ def test_the_hub_is_asked_for_single_files(tiny_pipeline, tmp_path, monkeypatch)
     files = PipelineFiles("owner/model", revision="main", local_files_only=True)
     assert files.commit == "abc123" and files.licence == "openrail"
     assert asked[0] == ("owner/model", "model_index.json", "main", True)
+    assert files.config("unet/config.json") and files.index
+    assert {revision for _, _, revision, _ in asked[1:]} == {"abc123"}  # though main may move on
+    loaded = {}
+    monkeypatch.setattr(files, "kind", lambda library, name: SimpleNamespace(**loading))
+    loading = {"from_pretrained": lambda model, **options: loaded.update(options)}
+    files.load("unet", torch.float32)
+    assert loaded["revision"] == "abc123" and loaded["local_files_only"]
     other = PipelineFiles("owner/other", revision="main", local_files_only=True)
     assert files.digest != other.digest
     with pytest.raises(

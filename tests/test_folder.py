@@ -139,6 +139,25 @@ def test_another_backbone_is_refused_with_the_difference(backbone, grounder, tmp
         load_grounder(tmp_path / "out", UNetBackbone(model, TAPS[:1], steps=2))
 
 
+def test_only_who_reads_attention_is_bound_to_its_layers(backbone, grounder, tmp_path):
+    def collecting(*layers):
+        return UNetBackbone(**backbone.init_args | {"attention": layers})
+
+    save_grounder(grounder, tmp_path / "fusion", backbone, Vocabulary.load("clipart"))
+    load_grounder(tmp_path / "fusion", collecting("mid_block"))
+    there = collecting("down_blocks.0", "mid_block")
+    reader = AttentionGrounder(there.feature_spec, there.text_width)
+    save_grounder(reader, tmp_path / "attention", there, Vocabulary.load("clipart"))
+    load_grounder(tmp_path / "attention", collecting("mid_block", "down_blocks.0"))
+    for other in (backbone, collecting("mid_block")):
+        with pytest.raises(
+            ValueError, match=r"attention \['down_blocks.0', 'mid_block'\] there, \["
+        ):
+            load_grounder(tmp_path / "attention", other)
+    edit(tmp_path / "attention", attention=None)  # older folders do not say
+    load_grounder(tmp_path / "attention", backbone)
+
+
 def test_what_cannot_be_loaded(backbone, grounder, tmp_path):
     out = tmp_path / "out"
     with pytest.raises(FileNotFoundError, match="no grounder in .*out: it has no config.json"):

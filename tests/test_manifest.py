@@ -110,6 +110,22 @@ def test_prepare_refuses(tmp_path):
         prepare(tmp_path, request())
 
 
+@pytest.mark.parametrize("shards", [1, 3])
+def test_older_datasets_recorded_where_a_backbone_lay(tmp_path, shards):
+    def asked(own, more):
+        return {"environment": {}, "config": config | {"backbone": {**more, "init_args": own}}}
+
+    config, own = request()["config"], {"steps": 4, "offload": True, "local_files_only": True}
+    prepare(tmp_path, asked(own, own))
+    for number in range(shards):
+        (tmp_path / f"shard-{number:06d}.tar").write_bytes(b"done")
+    here = {"steps": 4}
+    own = here | {"offload": False, "local_files_only": False}
+    assert prepared(tmp_path, asked(own, here)) == list(range(shards, 3))
+    with pytest.raises(ValueError, match=r"\(backbone.steps is 4 there, 5 here\)"):
+        prepare(tmp_path, asked(own, {"steps": 5}))
+
+
 def test_a_filter_cannot_be_added_to_what_was_begun_without(tmp_path):
     prepare(tmp_path, request())
     (tmp_path / "shard-000000.tar").write_bytes(b"done")

@@ -73,6 +73,37 @@ def test_joint_attention_is_the_softmax_over_image_and_text(backbone):
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
 
 
+def test_timesteps_are_rounded_for_flux_alone(backbone):
+    """As diffusers' own pipelines do; 818.18 is 820 in bfloat16."""
+    lower = MMDiTBackbone(
+        backbone.files.model, ["transformer_blocks.0"], image_size=64, dtype="bfloat16"
+    )
+    lower.load()
+    told = []
+    lower.denoiser.register_forward_pre_hook(
+        lambda module, args, given: told.append(given["timestep"].double().tolist()),
+        with_kwargs=True,
+    )
+    latents = torch.zeros(1, 1, 4, 16, 16)
+    lower.features(latents, torch.tensor([818.18]), [REQUEST._replace(entities=())])
+    flux = backbone.config.flux
+    expected = torch.tensor(820.0, dtype=torch.bfloat16) / 1000 if flux else torch.tensor(818.18)
+    assert told == [[expected.double().item()]]
+
+
+@pytest.mark.parametrize("kind", ["EulerDiscrete", "FlowMatchHeunDiscrete"])
+def test_schedulers_that_do_not_fit_flux_are_refused(kind, backbone):
+    chosen = {"class_path": f"diffusers.{kind}Scheduler"}
+    other = MMDiTBackbone(
+        backbone.files.model, ["transformer_blocks.0"], image_size=64, scheduler=chosen
+    )
+    if not backbone.config.flux:
+        assert len(other.timesteps) == 1
+        return
+    with pytest.raises(ValueError, match=r"Scheduler does not fit this model \(set_timesteps: "):
+        other.timesteps  # noqa: B018
+
+
 def test_a_prompt_is_judged_by_the_encoder_that_is_told_most(backbone):
     """CLIP takes 32 tokens here; T5 is told the rest, and refuses what it cannot take."""
     names = {"sd3": "text_encoder_3", "flux": "text_encoder_2"}

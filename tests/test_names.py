@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 
+import families
 import pytest
 import yaml
 
 from ovseg.__main__ import main
+from ovseg.backbones.mmdit import MMDiTBackbone
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.names import Name, read_names, shared
 from ovseg.vocabulary import Vocabulary
@@ -61,6 +63,20 @@ def test_tokens_are_the_tokenizers_own_and_need_no_weights(weightless, vocabular
     assert "bus" not in shared(names[2], names)
     spelt = [Name(1, "ab", ["a", "b</w>"], [1, 2], None), Name(2, "a", ["a"], [1], None)]
     assert not shared(spelt[0], spelt)  # a letter alone is no word
+
+
+@pytest.mark.parametrize("names_in", ["sentence", "pooled"])
+def test_names_are_judged_by_the_tokenizer_that_embeds_them(names_in, tmp_path):
+    """FLUX embeds names by T5, whose tiny tokenizer knows no capitals, and pooled ones by CLIP."""
+    folder = families.save(families.flux, tmp_path / "flux")
+    data = {"name": "mine", "classes": [{"key": "House", "color": [0, 0, 0]}], "splits": {"1": []}}
+    vocabulary = Vocabulary.load(write(tmp_path / "vocabulary.yaml", data))
+    taps = ["transformer_blocks.0"]
+    (name,) = read_names(vocabulary, MMDiTBackbone(folder, taps, names_in=names_in))
+    if names_in == "pooled":
+        assert name.pieces == ["house</w>"] and name.problem is None
+    else:
+        assert "<unk>" in name.pieces and "no tokens for the name 'House'" in name.problem
 
 
 def test_the_verb_writes_what_it_prints(weightless, vocabulary, tmp_path, capsys):

@@ -8,6 +8,7 @@ import sys
 import time
 import zipfile
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -57,6 +58,24 @@ def test_the_digest_does_not_depend_on_the_place(tmp_path):
     assert digests[0] == digests[1]
     assert one.digest("another", folder) != digests[0]
     assert replace(one, arguments=("fit",)).digest("before", folder) != digests[0]
+
+
+def test_the_digest_does_not_depend_on_a_place_in_other_letters(tmp_path):
+    digests = []
+    for name in ("here", "wörk", 'a "b"'):
+        folder = tmp_path / name
+        write_text(folder / "c.yaml", f"out: {folder}/x")
+        one = step("a", "predict", f"--out={folder}", configs=(folder / "c.yaml",))
+        digests.append(one.digest("before", folder))
+    assert len(set(digests)) == 1
+
+
+def test_a_relative_folder_takes_nothing_else_out_of_the_digest(tmp_path):
+    digests = []
+    for text in ("lr: 0.5", "lr: 05"):
+        write_text(tmp_path / "c.yaml", text)
+        digests.append(step("a", "fit", configs=(tmp_path / "c.yaml",)).digest("", Path(".")))
+    assert digests[0] != digests[1]
 
 
 def test_a_failing_step_stops_the_chain(tmp_path, capfd):

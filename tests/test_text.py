@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
+import families
 import pytest
 import torch
 
-from ovseg.backbones.encoders import ClipText, NameEmbeddings
+from ovseg.backbones.encoders import ClipText, FluxText, NameEmbeddings, SDXLText
 from ovseg.backbones.files import PipelineFiles
 from ovseg.backbones.text import (
     check_names,
@@ -168,3 +172,44 @@ def test_an_empty_prompt_is_for_images_without_names():
     check_prompt(Request(0, 0, "things", (Entity(1, "cat"),)))
     with pytest.raises(ValueError, match="the prompt is empty: say .* e.g. 'cat'"):
         check_prompt(Request(0, 0, " ", (Entity(1, "cat"),)))
+
+
+def edit(path: Path, drop: tuple[str, ...] = (), **changes) -> None:
+    """Change a JSON file."""
+    data = json.loads(path.read_text())
+    path.write_text(json.dumps({k: v for k, v in data.items() if k not in drop} | changes))
+
+
+@pytest.mark.parametrize("said", [None, True, False])
+def test_no_text_is_zeros_to_sdxl_unless_the_model_says_otherwise(said, tmp_path):
+    folder, key = families.save(families.sdxl, tmp_path), "force_zeros_for_empty_prompt"
+    edit(tmp_path / "model_index.json", (key,), **({} if said is None else {key: said}))
+    text = SDXLText(PipelineFiles(folder))
+    text.load(torch.float32)
+    states, pooled = text.without_text(["", "a house"])
+    assert not states[0].any() == (said is not False) and states[1].any()
+    assert not pooled[0].any() == (said is not False) and pooled[1].any()
+
+
+@pytest.mark.parametrize(("make", "most"), [(families.flux, 512), (families.schnell, 256)])
+def test_t5_of_flux_is_given_what_the_model_was_trained_with(make, most, tmp_path):
+    folder = families.save(make, tmp_path)
+    edit(tmp_path / "tokenizer_2" / "tokenizer_config.json", model_max_length=1000)
+    text = FluxText(PipelineFiles(folder))
+    assert text.room("text_encoder_2") == most and text.room("text_encoder") == 32
+    fits, long = ("a house " * count for count in (most // 8, most))
+    text.check(Request(0, 0, fits))
+    with pytest.raises(ValueError, match=f"{most} fit"):
+        text.check(Request(0, 0, long))
+    late = Request(0, 0, long + "fish", (Entity(1, "fish", (len(long), len(long) + 4)),))
+    with pytest.raises(ValueError, match="'fish' is cut off"):
+        text.positions(late)
+
+
+def test_a_pipeline_without_a_text_encoder_is_refused(tmp_path):
+    folder = families.save(families.sd2, tmp_path)
+    edit(tmp_path / "model_index.json", text_encoder=[None, None])
+    with pytest.raises(ValueError, match="has no text_encoder, without which"):
+        ClipText(PipelineFiles(folder))
+    with pytest.raises(ValueError, match="has no text_encoder and no text_encoder_2, without"):
+        SDXLText(PipelineFiles(folder))

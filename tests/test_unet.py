@@ -246,6 +246,8 @@ def test_digest_follows_what_decides_the_features(tiny_pipeline):
     assert digest(tap_steps=(1,), steps=8) == digest(tap_steps=(1,))  # the same timestep, 1
     others = [digest(taps=TAPS[1:]), digest(tap_steps=(2,)), digest(both_branches=True)]
     assert len({digest(), *others, digest(template="a {name}")}) == 5
+    assert digest() == digest(image_size=64) == digest(attention=("mid_block",))
+    assert digest() != digest(image_size=32)
 
 
 def test_describe_is_json_and_builds_the_backbone_again(backbone):
@@ -254,4 +256,6 @@ def test_describe_is_json_and_builds_the_backbone_again(backbone):
     facts = json.loads(json.dumps(backbone.describe()))
     assert UNetBackbone(**facts["init_args"]).digest == facts["digest"] == backbone.digest
     assert facts["class_path"] == "ovseg.backbones.unet.UNetBackbone"
+    there = backbone.init_args | {"offload": True, "local_files_only": True}
+    assert UNetBackbone(**there).describe() == backbone.describe()  # it decides nothing
     assert facts["scheduler"] == "DDIMScheduler" and facts["timesteps"] == [1.0, 501.0]

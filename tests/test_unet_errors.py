@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from pathlib import Path
+
+import families
 import pytest
 import torch
 from test_unet import REQUESTS, TAPS, backbone  # noqa: F401 - a fixture
 from toy_data import request
 
+from ovseg.backbones.files import PipelineFiles
+from ovseg.backbones.mmdit import MMDiTBackbone
 from ovseg.backbones.unet import UNetBackbone
 from ovseg.structures import Entity, Request
 
@@ -38,6 +45,52 @@ def test_what_only_the_model_can_refuse(tiny_pipeline):
         UNetBackbone(tiny_pipeline, TAPS, image_size=30).feature_spec  # noqa: B018
     with pytest.raises(ValueError, match="no cross-attention in 'conv_in'.*down_blocks.0.att"):
         UNetBackbone(tiny_pipeline, TAPS, attention=("conv_in",)).load()
+
+
+@pytest.mark.parametrize(
+    ("kind", "taps", "message"),
+    [
+        (UNetBackbone, TAPS, "no cross-attention in 'mid_blok'; choose among down_blocks"),
+        (MMDiTBackbone, ["transformer_blocks.0"], "no joint attention in 'mid_blok'; choose among"),
+    ],
+)
+def test_misnamed_attention_is_told_before_weights_are_read(
+    kind, taps, message, tiny_pipeline, tmp_path, monkeypatch
+):
+    joint = kind is MMDiTBackbone
+    folder = families.save(families.schnell, tmp_path / "m") if joint else tiny_pipeline
+    named = kind(folder, taps, image_size=64, attention=("mid_blok",))
+    monkeypatch.setattr(PipelineFiles, "load", lambda self, part, *dtype: pytest.fail(part))
+    for _ in range(2):
+        with pytest.raises(ValueError, match=message):
+            named.load()
+    assert list(named.modules()) == [named]  # nothing is left behind
+
+
+@pytest.mark.parametrize(
+    ("part", "changes", "message"),
+    [
+        (
+            "unet",
+            {"in_channels": 9},
+            "takes 9 channels, its latents have 4: it paints or edits a given image; UNetBackbone",
+        ),
+        (
+            "vae",
+            {"_class_name": "AutoencoderTiny", "block_out_channels": None},
+            "is of class AutoencoderTiny, not AutoencoderKL: choose a model with one",
+        ),
+    ],
+)
+def test_pipelines_of_another_kind(part, changes, message, tiny_pipeline, tmp_path):
+    folder = shutil.copytree(tiny_pipeline, tmp_path / "other")
+    path = Path(folder) / part / "config.json"
+    config = json.loads(path.read_text()) | changes
+    path.write_text(json.dumps({k: v for k, v in config.items() if v is not None}))
+    other = UNetBackbone(str(folder), TAPS)
+    for ask in ("feature_spec", "image_size") if part == "vae" else ("feature_spec",):
+        with pytest.raises(ValueError, match=message):
+            getattr(other, ask)
 
 
 def test_bad_requests(backbone):  # noqa: F811 - the fixture

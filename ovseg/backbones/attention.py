@@ -134,14 +134,16 @@ class AttentionCapture:
         return weights
 
     def mean(self) -> Tensor:
-        """Return the mean maps ``(B, K, size, size)`` float32.
+        """Return the mean maps ``(B, K, size, size)`` float32, once: they are not kept.
 
         Raises:
-            RuntimeError: If no watched layer was called.
+            RuntimeError: If no watched layer was called since it was asked last.
         """
         if not self._count:
             raise RuntimeError("no cross-attention arrived: the chosen layers were not called")
-        return self._sum / self._count
+        mean = self._sum / self._count
+        self._sum, self._count = 0.0, 0
+        return mean
 
 
 class ProbeRecorder:
@@ -159,6 +161,7 @@ class ProbeRecorder:
         watch(cross_attention(network, layers), self)
         self._probes: dict[str, Probe] = {}
         self._batch = 0
+        self._keys: dict[str, tuple[Tensor, tuple, Tensor]] = {}
 
     @property
     def active(self) -> bool:
@@ -176,7 +179,7 @@ class ProbeRecorder:
         try:
             yield self._probes
         finally:
-            self._batch = 0
+            self._probes, self._batch = {}, 0
 
     def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor, **_: Any) -> None:
         """Keep one layer of one call."""
@@ -190,8 +193,23 @@ class ProbeRecorder:
         self._probes[name] = Probe(
             query.permute(0, 2, 3, 1).unflatten(3, side)[:, None],
             totals.unflatten(2, side)[:, None],
-            attn.to_k.weight.float().unflatten(0, (attn.heads, -1)),
+            self._keys_of(name, attn),
         )
+
+    def _keys_of(self, name: str, attn: nn.Module) -> Tensor:
+        """Return what makes keys of text, float32; the same tensor as long as the weight is."""
+        weight = attn.to_k.weight
+        version = 0 if weight.is_inference() else weight._version
+        state = (weight.device, weight.dtype, version)
+        of, then, keys = self._keys.get(name, (None, None, None))
+        if of is not weight or then != state:
+            keys = weight.float().unflatten(0, (attn.heads, -1))
+            self._keys[name] = weight, state, keys
+        return keys
+
+    def forget(self) -> None:
+        """Drop the copies of weights."""
+        self._keys = {}
 
 
 def stack_probes(calls: Sequence[dict[str, Probe]]) -> dict[str, Probe]:

@@ -24,6 +24,19 @@ def _shift(vae: nn.Module) -> float:
     return getattr(vae.config, "shift_factor", None) or 0.0
 
 
+def check_autoencoder(config: dict, model: str) -> None:
+    """Check by its configuration that an autoencoder is one that can be used here.
+
+    Raises:
+        ValueError: If it is of another kind.
+    """
+    if "block_out_channels" not in config:
+        raise ValueError(
+            f"the autoencoder of the model {model!r} is of class {config.get('_class_name')}, not "
+            "AutoencoderKL: choose a model with one"
+        )
+
+
 def check_images(images: Tensor, batch: int, size: int) -> None:
     """Check that images are uint8 RGB of the model's size.
 

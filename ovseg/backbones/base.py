@@ -32,9 +32,11 @@ class DiffusionBackbone(nn.Module, ABC):
     @property
     @abstractmethod
     def digest(self) -> str:
-        """Hex digest of what decides the features: model, revision, taps, tapped steps, branches.
+        """Hex digest of what decides maps and probes: model, revision, taps, tapped steps...
 
-        Grounder folders carry it; those of another backbone are refused.
+        Branches too, a guidance that the model is told, a size of the images that is not its own;
+        not which attention is collected. Grounder folders carry it; those of another backbone are
+        refused.
         """
 
     @property

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 
 import torch
@@ -14,7 +15,7 @@ from ovseg.backbones.configured import ConfiguredBackbone
 from ovseg.backbones.encoders import Encoded, TextEncoders
 from ovseg.backbones.files import PipelineFiles
 from ovseg.backbones.inversion import invert
-from ovseg.backbones.placement import place
+from ovseg.backbones.placement import Turns
 from ovseg.backbones.reader import FeatureReader
 from ovseg.backbones.schedule import (
     add_noise,
@@ -38,6 +39,7 @@ class DiffusersBackbone(ConfiguredBackbone):
     """Makes the text encoders of this kind of pipeline, without weights."""
 
     _loaded = False
+    _turns: Turns | None = None  # of parts that are offloaded
 
     # What a kind of denoiser decides
 
@@ -63,7 +65,7 @@ class DiffusersBackbone(ConfiguredBackbone):
     def load(self) -> None:
         if self._loaded:
             return
-        self.feature_spec  # noqa: B018 - a tap that does not exist is told before weights are read
+        self._rehearse()
         self._read_tokenizers()
         self.text.load(self.dtype)
         upcast = self.dtype == torch.float16 and self.config.vae.get("force_upcast")
@@ -76,11 +78,16 @@ class DiffusersBackbone(ConfiguredBackbone):
             options = self.compile_options if isinstance(self.compile_options, dict) else {}
             self.denoiser.compile(**options)
         self.requires_grad_(False).eval()
-        place([*self.text.encoders.values(), self.denoiser, self.vae], self.device, self.offload)
+        parts = [*self.text.encoders.values(), self.denoiser, self.vae]
+        if self.offload:
+            self._turns = Turns(parts, self.device)
+        else:
+            for part in parts:
+                part.to(self.device)
         self._loaded = True
 
     def _apply(self, fn: Callable, recurse: bool = True) -> DiffusersBackbone:
-        """Move everything; parts that are offloaded move by themselves.
+        """Move everything, each tensor in its own dtype; parts that are offloaded move when called.
 
         Raises:
             ValueError: If it would be cast: the weights are loaded in the dtype of the constructor.
@@ -92,7 +99,18 @@ class DiffusersBackbone(ConfiguredBackbone):
                 f"a backbone of dtype {kept} cannot be cast to {wanted}: build it with "
                 f"dtype={wanted!r}"
             )
-        return super()._apply(fn, recurse=recurse and not self.offload)
+
+        def move(tensor: Tensor) -> Tensor:  # some are kept in float32 among lower ones
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        super()._apply(move, recurse=recurse and not self.offload)
+        if self._loaded:
+            self._reader.forget()
+        if self._turns is not None:
+            self._turns.rest()
+            self._turns.device = self.device
+        return self
 
     def train(self, mode: bool = True) -> DiffusersBackbone:
         """Stay in eval mode whatever is asked for."""
@@ -118,7 +136,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         scheduler = self._schedule(self.device)
         kept = tapped_calls(len(scheduler.timesteps), self.tap_steps)
         inputs, readings = {}, {}
-        with self._own_precision(), self._reader.watching(tokens, self.config.latent_size):
+        with self._at_work(), self._reader.watching(tokens, self.config.latent_size):
             told = self._encode(requests, branches)
             generators = [torch.Generator().manual_seed(r.seed) for r in requests]
             latents = self._noise(generators) * getattr(scheduler, "init_noise_sigma", 1.0)
@@ -152,7 +170,7 @@ class DiffusersBackbone(ConfiguredBackbone):
             )
         latents = latents.to(self.device, self.dtype)
         branches = 1 + self.both_branches
-        with self._own_precision(), self._reader.watching(tokens, self.config.latent_size):
+        with self._at_work(), self._reader.watching(tokens, self.config.latent_size):
             told = self._encode(requests, branches)
             readings = [
                 self._reader.read(latents[:, step], timestep, told, branches)[1]
@@ -166,7 +184,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         for request in requests:
             self.text.check(request)
         check_images(images, len(requests), self.image_size)
-        with self._own_precision():
+        with self._at_work():
             clean = encode_images(self.vae, images.to(self.device), self.dtype)
             reach = self._invert if self.inversion_steps else self._add_noise
             return torch.stack(reach(clean, requests), dim=1).float()
@@ -175,7 +193,7 @@ class DiffusersBackbone(ConfiguredBackbone):
     def embed(self, requests: Sequence[Request]) -> Tensor:
         names = [[tokens.mean(dim=0) for tokens in row] for row in self._tokens(requests)]
         most = max([1, *map(len, names)])
-        text = torch.zeros(len(names), most, self.text_width, device=self.device)
+        text = self._zeros(len(names), most, self.text_width)
         for row, found in enumerate(names):
             for column, name in enumerate(found):
                 text[row, column] = name
@@ -186,7 +204,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         names = self._tokens(requests)
         most = max([1, *map(len, names)])
         length = max([1, *(len(tokens) for row in names for tokens in row)])
-        text = torch.zeros(len(names), most, length, self.text_width, device=self.device)
+        text = self._zeros(len(names), most, length, self.text_width)
         for row, found in enumerate(names):
             for column, tokens in enumerate(found):
                 text[row, column, : len(tokens)] = tokens
@@ -199,7 +217,7 @@ class DiffusersBackbone(ConfiguredBackbone):
         self.load()
         for request in requests:
             check_names(request)
-        with self._own_precision():
+        with self._at_work():
             return [self._names.of(self.text, request) for request in requests]
 
     def _read_tokenizers(self) -> None:
@@ -217,8 +235,32 @@ class DiffusersBackbone(ConfiguredBackbone):
         self.load()
         return requests, [self.text.positions(request) for request in requests]
 
-    def _own_precision(self) -> torch.autocast:
-        return torch.autocast(self.device.type, enabled=False)
+    def _zeros(self, *shape: int) -> Tensor:
+        return torch.zeros(shape, dtype=torch.float32, device=self.device)
+
+    def _rehearse(self) -> None:
+        """Hook all that is read onto a denoiser without weights.
+
+        Raises:
+            ValueError: If something is named that it does not have.
+        """
+        self.feature_spec  # noqa: B018 - tells of taps and probes
+        if self.attention:
+            self.denoiser, _ = self.config.meta()
+            try:
+                self.reader()
+            finally:
+                del self.denoiser
+
+    @contextmanager
+    def _at_work(self) -> Iterator[None]:
+        """Compute in the weights' own precision; then offloaded parts go back to main memory."""
+        try:
+            with torch.autocast(self.device.type, enabled=False):
+                yield
+        finally:
+            if self._turns is not None:
+                self._turns.rest()
 
     def _encode(self, requests: list[Request], branches: int) -> dict:
         """Return the condition of all branches, the unconditional one first."""

@@ -33,12 +33,14 @@ class PipelineConfig(ABC):
         """The denoiser's ``config.json``.
 
         Raises:
-            ValueError: If the pipeline is of another kind.
+            ValueError: If the pipeline is of another kind, or diffusers lacks the denoiser's class.
         """
         if not self.files.has(self.PART):
             kind = self.files.index.get("_class_name")
             raise ValueError(f"the model {self.files.model!r} is a {kind}; {self.KINDS}")
-        return self.files.config(f"{self.PART}/config.json")
+        config = self.files.config(f"{self.PART}/config.json")
+        self.files.kind("diffusers", config.get("_class_name"))
+        return config
 
     @cached_property
     def scheduler(self) -> dict:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import platform
 from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any, Literal
@@ -11,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from ovseg.backbones.autoencoder import check_autoencoder
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.backbones.config import PipelineConfig
 from ovseg.backbones.encoders import NameEmbeddings
@@ -19,8 +21,22 @@ from ovseg.backbones.schedule import build_scheduler, tapped_calls
 from ovseg.structures import FeatureSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
-_BF16 = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
-DTYPES["auto"] = torch.bfloat16 if _BF16 else torch.float32
+
+ELSEWHERE = {"offload": False, "local_files_only": False}
+"""Arguments that depend on the machine and decide nothing: described by their defaults alone."""
+
+
+def computes_in_bfloat16() -> bool:
+    """Return whether the CPU has instructions for it, and does not only emulate them."""
+    if not (torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()):
+        return False
+    if platform.machine().lower() not in ("x86_64", "amd64"):
+        return True
+    units = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")  # private, may be gone one day
+    return any(getattr(torch.cpu, unit, bool)() for unit in units)
+
+
+DTYPES["auto"] = torch.bfloat16 if computes_in_bfloat16() else torch.float32
 
 
 class ConfiguredBackbone(DiffusionBackbone):
@@ -47,8 +63,9 @@ class ConfiguredBackbone(DiffusionBackbone):
         names_in: How a name is embedded: in a "sentence" of its own, by the mean over its tokens;
             in the image's "prompt" if it stands there; or "pooled": the one vector that CLIP has
             for its sentence (`TextEncoders.pooled`).
-        dtype: "float32", "float16", "bfloat16", or "auto": bfloat16 where the processor computes
-            in it, else float32.
+        dtype: "float32", "float16", "bfloat16", or "auto": bfloat16 if this machine's CPU has
+            instructions for it, else float32. The weights' device is not known yet: name the dtype
+            for a GPU.
         revision: Commit, branch or tag on the Hub.
         variant: Variant of the weight files, e.g. "fp16".
         licence: The model's, for the datasets made with it; None for what its card says.
@@ -107,6 +124,7 @@ class ConfiguredBackbone(DiffusionBackbone):
     @property
     def image_size(self) -> int:
         """Height and width of the images."""
+        check_autoencoder(self.config.vae, self.files.model)
         return self.config.image_size
 
     @cached_property
@@ -116,6 +134,7 @@ class ConfiguredBackbone(DiffusionBackbone):
                 f"the model {self.files.model!r} is told its guidance and has no unconditional "
                 "branch: set both_branches to false"
             )
+        check_autoencoder(self.config.vae, self.files.model)
         taps, probes = self.config.measure(self.taps, self.probes)
         return FeatureSpec(taps, len(self.tap_steps), 1 + self.both_branches, probes)
 
@@ -143,14 +162,28 @@ class ConfiguredBackbone(DiffusionBackbone):
             "template": self.template,
             **({"probes": sorted(self.probes)} if self.probes else {}),
             **({"names_in": self.names_in} if self.names_in != "sentence" else {}),
+            **({"guidance_scale": self.guidance_scale} if self._told_guidance else {}),
+            **({"image_size": self.image_size} if self._resized else {}),
         }
         return hashlib.sha256(json.dumps(facts, sort_keys=True).encode()).hexdigest()[:16]
 
+    @property
+    def _told_guidance(self) -> bool:
+        """Whether each call depends on the guidance scale."""
+        config = self.config
+        return config.embeds_guidance and config.denoiser.get("guidance_embeds", True)
+
+    @property
+    def _resized(self) -> bool:
+        """Whether images are of another size than the model was made for."""
+        asked = self.init_args["image_size"]
+        return asked is not None and self.image_size != self.config.own_size
+
     def describe(self) -> dict:
         return {
-            **self.init_args,
+            **{k: v for k, v in self.init_args.items() if k not in ELSEWHERE},
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "init_args": self.init_args,
+            "init_args": {**self.init_args, **ELSEWHERE},
             "revision": self.files.commit,
             "licence": self.licence or self.files.licence,
             "timesteps": [round(float(t), 3) for t in self.timesteps],

@@ -44,10 +44,16 @@ class TextEncoders(nn.Module, ABC):
 
     Args:
         files: The pipeline's files.
+
+    Raises:
+        ValueError: If the pipeline lacks an encoder.
     """
 
     PARTS: tuple[str, ...]
-    """Encoders in the pipeline's folders; those that it lacks are left out."""
+    """Encoders in the pipeline's folders."""
+
+    OPTIONAL: tuple[str, ...] = ()
+    """Those of them that a pipeline may lack."""
 
     NAMES_BY = "text_encoder"
     """The encoder by whose tokens names are found, and whose states embed them."""
@@ -56,6 +62,11 @@ class TextEncoders(nn.Module, ABC):
         super().__init__()
         self.files = files
         parts = [part for part in self.PARTS if files.has(part)]
+        if lacking := [p for p in self.PARTS if p not in (*parts, *self.OPTIONAL)]:
+            raise ValueError(
+                f"the model {files.model!r} has no {' and no '.join(lacking)}, without which "
+                "prompts cannot be read"
+            )
         self.tokenizers = {p: files.load(p.replace("text_encoder", "tokenizer")) for p in parts}
         self.encoders = nn.ModuleDict()
 
@@ -84,6 +95,12 @@ class TextEncoders(nn.Module, ABC):
     def tokenizer(self) -> Any:
         """The tokenizer by which names are found."""
         return self.tokenizers[self.NAMES_BY]
+
+    def judges(self, names_in: str) -> list[Any]:
+        """Return the tokenizers that must know a name, by how names are embedded."""
+        if names_in == "pooled":
+            return [self.tokenizers[part] for part in self.files.clip_encoders]
+        return [self.tokenizer]
 
     def without_text(self, texts: Sequence[str]) -> Encoded:
         """Encode what the unconditional branch is told."""
@@ -158,7 +175,7 @@ class SDXLText(TextEncoders):
 
     def without_text(self, texts: Sequence[str]) -> Encoded:
         states, pooled = self.encode(texts)
-        if self.files.index.get("force_zeros_for_empty_prompt"):
+        if self.files.index.get("force_zeros_for_empty_prompt", True):
             empty = torch.tensor([not text for text in texts], device=states.device)
             states, pooled = states.clone(), pooled.clone()
             states[empty], pooled[empty] = 0, 0
@@ -172,6 +189,7 @@ class SD3Text(TextEncoders):
     """
 
     PARTS = ("text_encoder", "text_encoder_2", "text_encoder_3")
+    OPTIONAL = ("text_encoder_3",)
     LENGTH = 256
 
     def __init__(self, files: PipelineFiles) -> None:
@@ -195,17 +213,21 @@ class SD3Text(TextEncoders):
 
 
 class FluxText(TextEncoders):
-    """T5's states and CLIP's pooled embedding: FLUX. Names are embedded by T5."""
+    """T5's states and CLIP's pooled embedding: FLUX. Names are embedded by T5.
+
+    T5 is given 512 tokens; of a model that is not told its guidance (FLUX.1 schnell), 256.
+    """
 
     PARTS = ("text_encoder", "text_encoder_2")
     NAMES_BY = "text_encoder_2"
-    LENGTH = 512
+
+    def __init__(self, files: PipelineFiles) -> None:
+        super().__init__(files)
+        most = 512 if files.config("transformer/config.json").get("guidance_embeds") else 256
+        self.tokenizer.model_max_length = min(most, self.tokenizer.model_max_length)
 
     def encode(self, texts: Sequence[str]) -> Encoded:
         return Encoded(self.names(texts), self.pooled(texts))
-
-    def room(self, part: str) -> int:
-        return min(self.LENGTH, super().room(part))
 
     def names(self, texts: Sequence[str]) -> Tensor:
         return self.run("text_encoder_2", texts)[0]
@@ -252,8 +274,8 @@ class NameEmbeddings:
         return text.names([sentence])[0, places].float()
 
     def _pooled(self, text: TextEncoders, name: str, sentence: str, span: Span) -> Tensor:
-        for part in text.files.clip_encoders:
-            positions_of(text.tokenizers[part], sentence, span, name)
+        for tokenizer in text.judges("pooled"):
+            positions_of(tokenizer, sentence, span, name)
         return text.pooled([sentence]).float()
 
     def _in_prompt(self, text: TextEncoders, request: Request) -> dict[int, Tensor]:

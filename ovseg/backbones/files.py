@@ -74,7 +74,7 @@ class PipelineFiles:
                     f"the model {self.model!r} has no file {name}: no {path.absolute()}"
                 )
             return path
-        return hub_file(self.model, name, self.revision, self.local_files_only)
+        return hub_file(self.model, name, self.commit, self.local_files_only)
 
     def config(self, name: str) -> dict:
         """Read a JSON file.
@@ -108,13 +108,15 @@ class PipelineFiles:
 
     @cached_property
     def commit(self) -> str | None:
-        """The Hub commit that `revision` stands for; None for a folder."""
+        """The Hub commit that `revision` stands for; None for a folder.
+
+        All files are of it, even if a branch moves on while they are read.
+        """
         if self.folder is not None:
             return None
-        parts = self.path("model_index.json").parts
-        if "snapshots" in parts:
-            return parts[parts.index("snapshots") + 1]
-        return self.revision
+        index = hub_file(self.model, "model_index.json", self.revision, self.local_files_only)
+        snapshot = index.parent
+        return snapshot.name if snapshot.parent.name == "snapshots" else self.revision
 
     @cached_property
     def licence(self) -> str | None:
@@ -146,6 +148,21 @@ class PipelineFiles:
         variant = path.name.split(".", 1)[1].removesuffix("safetensors").strip(".")
         return (variant.split("-")[0] or None) == self.variant
 
+    def kind(self, library: str, name: str | None) -> Any:
+        """Return a class that a file of the model names.
+
+        Raises:
+            ValueError: If the library that is installed has none of that name.
+        """
+        module = importlib.import_module(library)
+        try:
+            return getattr(module, str(name))
+        except AttributeError:
+            raise ValueError(
+                f"the model {self.model!r} wants the class {name!r} of {library}; {library} "
+                f"{module.__version__} has none"
+            ) from None
+
     def load(self, part: str, dtype: torch.dtype | None = None) -> Any:
         """Load one part of the pipeline by the class that ``model_index.json`` names.
 
@@ -154,21 +171,23 @@ class PipelineFiles:
         Raises:
             ValueError: If the part is missing, or its class or files cannot be loaded.
         """
+        from safetensors import SafetensorError
+
         library, name = self.index.get(part) or (None, None)
         if library not in {"diffusers", "transformers"}:
             raise ValueError(
                 f"the model {self.model!r} has no {part} of diffusers or transformers, but {name}"
             )
-        kind = getattr(importlib.import_module(library), name)
+        kind = self.kind(library, name)
         options: dict[str, Any] = {"subfolder": part, "local_files_only": self.local_files_only}
         if self.folder is None:
-            options["revision"] = self.revision
+            options["revision"] = self.commit
         if dtype is not None:
             options |= {"use_safetensors": True, "variant": self.variant}
             options["torch_dtype" if library == "diffusers" else "dtype"] = dtype
         try:
             with quiet():
                 return kind.from_pretrained(str(self.folder or self.model), **options)
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, SafetensorError) as error:
             line = " ".join(str(error).split())[:300]
             raise ValueError(f"cannot load {part} of the model {self.model!r}: {line}") from error

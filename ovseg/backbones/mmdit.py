@@ -103,7 +103,7 @@ class MMDiTConfig(PipelineConfig):
 
 def encoders(files: PipelineFiles) -> TextEncoders:
     """Return the text encoders of SD3 or FLUX, without weights yet."""
-    flux = files.config("transformer/config.json")["_class_name"] == FLUX
+    flux = files.config("transformer/config.json").get("_class_name") == FLUX
     return (FluxText if flux else SD3Text)(files)
 
 
@@ -138,9 +138,9 @@ class MMDiTBackbone(DiffusersBackbone):
 
     def denoise(self, latents: Tensor, timestep: Tensor, condition: dict) -> Tensor:
         count, side = len(latents), latents.shape[-1]
-        time = timestep.to(self.dtype).expand(count)
-        if self.config.flux:
-            latents, time = pack(latents), time / 1000
+        time = timestep.expand(count)
+        if self.config.flux:  # rounded, as by diffusers' own pipeline; SD3's is not
+            latents, time = pack(latents), time.to(self.dtype) / 1000
         output = self.denoiser(
             hidden_states=latents, timestep=time, **condition, return_dict=False
         )[0]

@@ -69,6 +69,11 @@ class FeatureReader:
             {name: probes[name] for name in self.spec.probes},
         )
 
+    def forget(self) -> None:
+        """Let go of what was made of weights, which are moved."""
+        if self._probes is not None:
+            self._probes.forget()
+
     def collect(self, readings: Sequence[Reading]) -> Features:
         """Put the tapped calls together, in the order of S."""
         maps = {

@@ -33,8 +33,11 @@ def build_scheduler(
             configuration.
 
     Raises:
-        ValueError: If there is no such class, or it does not accept an argument.
+        ValueError: If there is no such class, it does not accept an argument, or it cannot follow
+            this kind of model.
     """
+    if not chosen and "_class_name" not in config:
+        raise ValueError("the model's scheduler_config.json has no _class_name: set scheduler")
     chosen = chosen or {"class_path": f"diffusers.{config['_class_name']}"}
     if "class_path" not in chosen or set(chosen) - {"class_path", "init_args"}:
         raise ValueError(
@@ -46,9 +49,14 @@ def build_scheduler(
         kind = resolve_name(path if "." in path else f"diffusers.{path}")
     except (ImportError, AttributeError, ValueError):
         raise ValueError(f"no scheduler class {path!r}") from None
-    options = dict(chosen.get("init_args") or {})
-    if not hasattr(kind, "set_timesteps"):
-        raise ValueError(f"{chosen['class_path']!r} is no scheduler: it has no set_timesteps")
+    options = chosen.get("init_args") or {}
+    if not isinstance(options, dict):
+        raise ValueError(f"init_args of the scheduler must be a dict, got {options!r}")
+    for wanted in ("set_timesteps", "step"):
+        if not hasattr(kind, wanted):
+            raise ValueError(f"{path!r} is no scheduler: it has no {wanted}")
+    itself, output, timestep, sample = kind, None, None, None
+    _check_fit(name, kind.step, itself, output, timestep, sample, return_dict=False)
     expected = set(kind._get_init_keys(kind)) if hasattr(kind, "_get_init_keys") else set(options)
     if unknown := sorted(set(options) - expected):
         raise ValueError(f"{name} has no argument {', '.join(unknown)}; it has {sorted(expected)}")
@@ -57,8 +65,21 @@ def build_scheduler(
         warnings.simplefilter("ignore", DeprecationWarning)
         scheduler = kind.from_config(config, **options)
         told = course(scheduler.config) if course else {"num_inference_steps": steps}
+        _check_fit(name, scheduler.set_timesteps, **told, device=device)
         scheduler.set_timesteps(**told, device=device)
     return scheduler
+
+
+def _check_fit(name: str, function: Callable, *given: Any, **named: Any) -> None:
+    """Refuse a scheduler whose function does not take what it is given, and that alone."""
+    signature = inspect.signature(function)
+    try:
+        signature.bind_partial(*given, **named)  # what it does not take is told first
+        signature.bind(*given, **named)
+    except TypeError as error:
+        raise ValueError(
+            f"{name} does not fit this model ({function.__name__}: {error}): set another scheduler"
+        ) from None
 
 
 def tapped_calls(calls: int, tap_steps: Sequence[int]) -> list[int]:
@@ -83,6 +104,9 @@ def scale_input(scheduler: Any, latents: Tensor, timestep: Tensor) -> Tensor:
 def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) -> Tensor:
     """Noise clean latents to a timestep and scale them as they would enter the U-Net.
 
+    Computed in float32: schedulers of diffusers round the noise level to the latents' dtype, and
+    in half precision little or nothing is left of it near the clean end.
+
     Args:
         scheduler: Fresh, with its timesteps set.
         clean: ``(B, C, h, w)``.
@@ -91,10 +115,10 @@ def add_noise(scheduler: Any, clean: Tensor, noise: Tensor, timestep: Tensor) ->
     """
     repeated = timestep.repeat(clean.shape[0])
     if hasattr(scheduler, "add_noise"):
-        noisy = scheduler.add_noise(clean, noise, repeated)
+        noisy = scheduler.add_noise(clean.float(), noise.float(), repeated)
     else:  # flow matching
-        noisy = scheduler.scale_noise(clean, repeated, noise)
-    return scale_input(scheduler, noisy.to(clean.dtype), timestep)
+        noisy = scheduler.scale_noise(clean.float(), repeated, noise.float())
+    return scale_input(scheduler, noisy.float(), timestep).to(clean.dtype)
 
 
 def draw_noise(

@@ -50,10 +50,20 @@ class UNetConfig(PipelineConfig):
         return self.denoiser.get("time_cond_proj_dim") is not None
 
     def meta(self) -> Meta:
-        """Build the U-Net without weights."""
+        """Build the U-Net without weights.
+
+        Raises:
+            ValueError: If it takes more than latents.
+        """
         import diffusers
 
         config = self.denoiser
+        takes, given = config.get("in_channels", 4), self.latent_shape[0]
+        if takes != given:
+            raise ValueError(
+                f"the U-Net of the model {self.files.model!r} takes {takes} channels, its latents "
+                f"have {given}: it paints or edits a given image; {self.KINDS}"
+            )
         with torch.device("meta"), quiet():
             network = getattr(diffusers, config["_class_name"]).from_config(config)
             latent = torch.empty(1, *self.latent_shape)
@@ -142,7 +152,7 @@ class UNetBackbone(DiffusersBackbone):
         """Embed the guidance scale, as latent consistency models want it (arXiv 2310.04378)."""
         from diffusers import StableDiffusionPipeline
 
-        scale = torch.full((count,), self.guidance_scale - 1.0)
+        scale = torch.full((count,), self.guidance_scale - 1.0, dtype=torch.float32)
         width = self.config.denoiser["time_cond_proj_dim"]
         embedded = StableDiffusionPipeline.get_guidance_scale_embedding(None, scale, width)
         return embedded.to(self.device, self.dtype)

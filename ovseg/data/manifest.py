@@ -43,8 +43,12 @@ UNTOLD = tuple(
 )
 """Differences from older datasets, which are of use all the same once they are finished."""
 
-UNDECIDING = ("offload", "local_files_only")
-"""Arguments of a backbone that no byte depends on: neither recorded nor compared."""
+UNDECIDING = tuple(
+    f"backbone.{place}{key} is "
+    for place in ("", "init_args.")
+    for key in ("offload", "local_files_only")
+)
+"""Differences that no byte depends on; older datasets recorded them."""
 
 SHOWN = 6
 """Differences that an error names; of more it says how many."""
@@ -62,7 +66,6 @@ def prepare(folder: Path, request: dict) -> None:
             another environment (device, threads, versions).
         PermissionError: If it cannot be written.
     """
-    request = _deciding(request)
     config = request["config"]
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -244,17 +247,6 @@ def write_text(path: Path, text: str) -> None:
         temporary.unlink(missing_ok=True)
 
 
-def _deciding(request: dict) -> dict:
-    """Return a request without what decides nothing of its backbone."""
-    config = request["config"]
-    if not isinstance(backbone := config.get("backbone"), dict):
-        return request
-    backbone = {k: v for k, v in backbone.items() if k not in UNDECIDING}
-    if isinstance(own := backbone.get("init_args"), dict):
-        backbone["init_args"] = {k: v for k, v in own.items() if k not in UNDECIDING}
-    return {**request, "config": {**config, "backbone": backbone}}
-
-
 def _recorded_sizes(folder: Path) -> dict[str, int]:
     """Return the bytes of the shards of a dataset that is complete, or was."""
     shards = recorded(folder).get("shards", {})
@@ -277,9 +269,10 @@ def _refuse_another(folder: Path, request: dict, finished: bool) -> None:
     """
     if not (folder / REQUEST).is_file():
         raise ValueError(f"{folder} holds shards but no {REQUEST}: choose an empty output")
-    there = _deciding(read_request(folder))
+    there = read_request(folder)
     here = json.loads(json.dumps(request))  # tuples become lists, as they did there
     lines = differences(there["config"], here["config"])
+    lines = [line for line in lines if not line.startswith(UNDECIDING)]
     if finished:
         lines = [line for line in lines if not line.startswith(UNTOLD)]
     elif not lines:  # a finished dataset is of use in any environment

@@ -30,6 +30,7 @@ class AttentionGrounder(Grounder):
     """
 
     reads_names = False  # the prompt's own tokens
+    reads_attention = True
 
     def __init__(self, feature_spec: FeatureSpec, text_width: int, threshold: float = 0.5) -> None:
         super().__init__(feature_spec, text_width)

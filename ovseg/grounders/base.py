@@ -21,6 +21,8 @@ class Grounder(nn.Module, ABC):
     Attributes:
         threshold: Probability from which a pixel belongs to the entity.
         reads_names: Whether masks depend on `Entities.text`; the controls of the names need it.
+        reads_attention: Whether masks depend on `Features.attention`; then its folder is bound to
+            the layers from which that is collected.
         learns_presence: Whether `presence` has parameters; they are trained beside the masks.
         init_args: The subclass's own constructor arguments, kept so that it can be saved.
         learnt_from: What the folder that it was loaded from says of its training, nothing by
@@ -29,6 +31,7 @@ class Grounder(nn.Module, ABC):
 
     threshold: float = 0.5
     reads_names: bool = True
+    reads_attention: bool = False
     learns_presence: bool = False
     learnt_from: Mapping[str, list[str]] = MappingProxyType({})
 

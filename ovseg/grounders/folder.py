@@ -165,14 +165,16 @@ def taught_practices(config: dict) -> list[str]:
 
 def grounder_config(grounder: Grounder, backbone: DiffusionBackbone, trained_on: dict) -> dict:
     """Return the content of a grounder's ``config.json``."""
+    facts = backbone.describe()
     return {
         "class_path": f"{type(grounder).__module__}.{type(grounder).__qualname__}",
         "init_args": grounder.init_args,
         "feature_spec": grounder.feature_spec.to_dict(),
         "text_width": grounder.text_width,
         "threshold": float(grounder.threshold),
-        "backbone": backbone.describe(),
+        "backbone": facts,
         "backbone_digest": backbone.digest,
+        **({"attention": facts.get("attention")} if grounder.reads_attention else {}),
         "vocabulary": trained_on,
         "ovseg": ovseg.__version__,
     }

@@ -50,11 +50,14 @@ def check_backbone(config: dict, backbone: DiffusionBackbone, folder: Path) -> N
     Raises:
         ValueError: If not; shows what differs.
     """
-    if config["backbone_digest"] == backbone.digest:
+    now = {**backbone.describe(), "digest": backbone.digest}
+    layers = config.get("attention")  # None if the grounder does not look at it
+    same = layers is None or sorted(layers) == sorted(now.get("attention") or ())
+    if same and config["backbone_digest"] == backbone.digest:
         return
     before = {**(config.get("backbone") or {}), "digest": config["backbone_digest"]}
-    now = {**backbone.describe(), "digest": backbone.digest}
-    facts = ("model", "revision", "timesteps", "template", "names_in", "digest")
+    facts = ("model", "revision", "timesteps", "template", "names_in", "guidance_scale")
+    facts += ("image_size", "digest") if same else ("image_size", "attention", "digest")
     changes = spec_differences(FeatureSpec(**config["feature_spec"]), backbone.feature_spec) + [
         f"{key} {before[key]} there, {now[key]} here"
         for key in facts
