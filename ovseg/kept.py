@@ -15,6 +15,8 @@ from typing import Any
 CONFIG, WEIGHTS, CARD, RESULTS = "config.json", "model.safetensors", "README.md", "results.json"
 FILES = {CONFIG, WEIGHTS, CARD, RESULTS}
 """All that the folder of a part may hold."""
+FROM_HUB = {".gitattributes", ".cache"}
+"""What a folder that was downloaded from the Hub holds besides."""
 
 
 def _text(value: Any) -> bool:
@@ -70,7 +72,10 @@ NEEDED: dict[str, Fields] = {
         "backbone_digest": ("text", _text),
     },
     "segmenter": {
-        "segmenter": ("a class_path, a text, and init_args by name", _part),
+        "segmenter": (
+            "a class_path, a text, and init_args by name",
+            lambda value: _part(value) and {"class_path", "init_args"} <= set(value),
+        ),
         "classes": ("a list of texts", _texts),
     },
 }
@@ -86,6 +91,7 @@ OPTIONAL: dict[str, Fields] = {
             "null, or facts by name, seen, unseen, trained_on and practices lists of texts",
             lambda value: value is None or _taught(value),
         ),
+        "attention": ("null, or a list of texts", lambda value: value is None or _texts(value)),
     },
     "segmenter": {
         "trained_on": ("a list of texts", _texts),
@@ -148,7 +154,8 @@ def check_replaceable(folder: Path, what: str) -> None:
     held = sorted(folder.iterdir()) if folder.is_dir() else [folder]
     if held and not _holds(folder, what):
         raise ValueError(f"{folder} exists and holds no {what}; give another output folder")
-    if others := [path.name for path in held if path.name not in FILES or not path.is_file()]:
+    others = [p.name for p in held if p.name not in FROM_HUB]
+    if others := [name for name in others if name not in FILES or not (folder / name).is_file()]:
         raise ValueError(
             f"{folder} holds more than a {what}, {others[0]} for one, which would be lost; move "
             "that, or give another output folder"
@@ -207,7 +214,9 @@ def replacing(folder: Path) -> Iterator[Path]:
     folder = Path(os.path.realpath(folder))
     partial = folder.parent / f".{folder.name}.{os.getpid()}.tmp"
     older = partial.with_suffix(".old")
-    for left in (partial, older):  # by a process that was killed and had this number
+    if older.is_dir() and not folder.exists():  # a process that had this number was killed
+        older.rename(folder)
+    for left in (partial, older):
         shutil.rmtree(left, ignore_errors=True)
     partial.mkdir(parents=True)
     try:

@@ -29,7 +29,8 @@ def read_json(path: Path) -> Any:
 def content(path: Path) -> bytes:
     """Hash a file's content; of a configuration, what its writer's version does not change.
 
-    Half a second or so per GB, once in a process as long as size and time of the file stay.
+    Under a second per GB from memory, in every process once as long as size and time of the file
+    stay.
     """
     if path.name in {"config.json", "tokenizer_config.json"}:
         data = read_json(path)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 LEFT_TO_LIGHTNING = ("best", "last", "hpc")
-"""What it looks up itself; also URLs, folders, and what does not exist."""
+"""What it looks up itself; also folders, and what does not exist."""
 ZIP = b"PK\x03\x04"
 """What a torch file begins with, but for very old ones, which cannot be mapped."""
 
@@ -17,8 +17,14 @@ def check_checkpoint(ckpt_path: str | Path | None) -> None:
     """Refuse a file that `ckpt_path` cannot be; its tensors are not read.
 
     Raises:
-        ValueError: If it is damaged, or holds something else.
+        ValueError: If it is damaged, holds something else, or lies on the web, from where Lightning
+            would unpickle whatever it is given.
     """
+    if str(ckpt_path).lower().startswith(("http:", "https:")):
+        raise ValueError(
+            f"ckpt_path {ckpt_path} is a web address, which is not read as safely as a file: "
+            "download it and give the file"
+        )
     if ckpt_path is None or str(ckpt_path) in LEFT_TO_LIGHTNING or not Path(ckpt_path).is_file():
         return
     content = None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from contextlib import contextmanager
 
 import pytest
@@ -137,6 +138,10 @@ def test_all_is_completed_on_one_stream_and_waited_for(streams):
 def ahead(monkeypatch):
     """The CPU's training is given its batches as a GPU's is, without the CUDA stream."""
     monkeypatch.setattr(SyntheticDataModule, "_makes_ahead", property(lambda data: data.ahead))
+    counts, now, end = Counter(), Ahead.now, Ahead.end
+    monkeypatch.setattr(Ahead, "now", lambda *args: counts.update(["now"]) or now(*args))
+    monkeypatch.setattr(Ahead, "end", lambda *args: counts.update(["end"]) or end(*args))
+    return counts
 
 
 def train(folder, ahead, steps=9, checkpoint=None, workers=0):
@@ -170,7 +175,8 @@ def test_training_sees_the_same_and_resumes_the_same(tmp_path, ahead, workers):
     assert not any(name.startswith("ahead") for name in calls)
     straight, calls = train(tmp_path / "ahead", ahead=True, workers=workers)
     assert sum(name.startswith("ahead") for name in calls) >= 9  # every training batch
-    assert any(not name.startswith("ahead") for name in calls)  # validation
+    validated = [name for name in calls if not name.startswith("ahead")]
+    assert validated and ahead == {"now": len(validated), "end": 1}
     assert len(plain.seen) == len(straight.seen)
     for (stage, key, batch), (other_stage, other_key, other) in zip(
         plain.seen, straight.seen, strict=True

@@ -257,6 +257,10 @@ def test_the_weights_of_keys_are_copied_once_until_they_change(unet, dtype):
     (layer,) = (m for n, m in unet.mid_block.named_modules() if n.endswith("attn2"))
     first = keys()
     assert keys() is first and torch.equal(first.flatten(0, 1), layer.to_k.weight.float())
+    recorder.forget()
+    with torch.inference_mode():  # as in a validation; a training may read them after it
+        again = keys()
+    assert not again.is_inference() and torch.equal(again, first)
     layer.to_k.weight.mul_(2)  # other weights in the same place
     second = keys()
     assert second is not first and torch.equal(second.flatten(0, 1), layer.to_k.weight.float())

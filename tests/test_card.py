@@ -103,6 +103,8 @@ def test_what_is_not_known_is_said():
     facts = rows(card)
     for key in ("licence of the backbone", "tapped steps", "vocabulary", "unseen classes"):
         assert facts[key] == ["not recorded"]
+    silent = {**CONFIG, "vocabulary": CONFIG["vocabulary"] | {"trained_on": ["cow", "*"]}}
+    assert rows(make_card(silent))["learnt from masks of"] == ["not recorded"]
     loose = {**CONFIG, "backbone": {"timesteps": 500, "licence": None}}  # a third party's facts
     assert rows(make_card(loose))["tapped steps"] == ["not recorded; timesteps 500"]
     assert "base_model" not in card.content  # a folder with the look of a Hub id has no commit

@@ -211,6 +211,7 @@ def test_what_cannot_be_loaded(backbone, grounder, tmp_path):
         ({"backbone": "voc"}, "backbone must be null, or facts by name, .* got"),
         ({"backbone": {"class_path": "a.B", "init_args": None}}, "backbone must be null, or facts"),
         ({"vocabulary": "voc"}, 'vocabulary must be null, or facts by name, .* got "voc"'),
+        ({"attention": [1, "a"]}, r'attention must be null, or a list of texts, got \[1, "a"\]'),
         ({"vocabulary": {"seen": None}}, 'vocabulary must be .*, got {"seen": null}'),
         ({"vocabulary": {"seen": ["x" * 99]} | {"practices": 1}}, r"got {\"seen\": .*xxx\.\.\.$"),
     ],

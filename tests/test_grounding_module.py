@@ -73,7 +73,7 @@ def test_fit_learns_and_logs(trained):
 def test_a_missed_name_carries_no_loss_unless_its_target_is_to_be_empty(empty):
     source = data()
     model = module(source, empty_missed=empty)
-    model._teachable = dict.fromkeys(VOCABULARY.seen)
+    model._teachable_ids = torch.tensor(VOCABULARY.seen)
     stream = live_stream(64, "seen")
     stream.bind(source.vocabulary)
     batch = stream.complete(stream[[0, 1, 2]], source.backbone)
@@ -138,15 +138,17 @@ def test_unseen_names_are_no_targets(tmp_path, unseen_masks):
     assert torch.isin(taught, torch.tensor(VOCABULARY.unseen)).any() == unseen_masks
 
 
-def test_a_name_that_another_covers_carries_no_loss(tmp_path):
+@pytest.mark.parametrize("empty_missed", [False, True])
+def test_a_name_that_another_covers_carries_no_loss(tmp_path, empty_missed):
     source, stream = data(), live_stream(64, "seen")
     stream.bind(VOCABULARY)
     batch = stream.complete(stream[range(8)], source.backbone)
     row = int((batch.found & batch.entities.valid).all(dim=1).nonzero()[0])
     labels = batch.labels.clone()
     labels[row][labels[row] == batch.entities.class_ids[row, 0]] = batch.entities.class_ids[row, 1]
-    before = teach(batch, tmp_path, negatives=1)["found"]
-    after = teach(batch.replace(labels=labels), tmp_path, negatives=1)["found"]
+    options = {"negatives": 1, "empty_missed": empty_missed}
+    before = teach(batch, tmp_path, **options)["found"]
+    after = teach(batch.replace(labels=labels), tmp_path, **options)["found"]
     assert before[row, 0] and not after[row, 0]
     assert (before != after).sum() == 1
 

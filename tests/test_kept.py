@@ -82,3 +82,20 @@ def test_leftovers_of_a_killed_process_do_not_block(tmp_path):
         (left / "model.safetensors").write_text("half")
     write(tmp_path / "out", "grounder", "new")
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_what_a_killed_process_had_set_aside_comes_back(tmp_path):
+    """It ended between taking the folder away and putting the new one there."""
+    write(tmp_path / "out", "grounder")
+    (tmp_path / "out").rename(tmp_path / f".out.{os.getpid()}.old")
+    with pytest.raises(OSError, match="full"), replacing(tmp_path / "out"):
+        raise OSError("the disk is full")
+    assert (tmp_path / "out" / "model.safetensors").is_file()
+
+
+def test_a_clone_of_the_hub_is_replaced(tmp_path):
+    write(tmp_path / "out", "grounder")
+    (tmp_path / "out" / ".gitattributes").write_text("*.safetensors filter=lfs")
+    (tmp_path / "out" / ".cache" / "huggingface").mkdir(parents=True)
+    write(tmp_path / "out", "grounder", "new")
+    assert (tmp_path / "out" / "model.safetensors").read_text() == "new"

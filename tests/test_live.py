@@ -150,3 +150,23 @@ def test_errors():
     wrong.bind(stream.vocabulary)
     with pytest.raises(ValueError, match=r"WrongShape must return masks.*got \(4, 2, 4, 32\)"):
         wrong.complete(wrong[[0, 1, 2, 3]], ToyBackbone())
+
+
+class Short(ToyBackbone):
+    """Takes prompts of a few words."""
+
+    def check_request(self, request):
+        if len(request.prompt.split()) > 6:
+            raise ValueError("too long: shorten it")
+
+
+def test_prompts_that_do_not_fit_are_told_before_anything_is_sampled():
+    """Half of ten have two objects: "a photo of a house and a fish"."""
+    stream = make_stream()
+    with pytest.raises(
+        ValueError, match=r"5 of the first 10 prompts cannot .* 'a photo of .*: too"
+    ):
+        stream.check(Short())
+    stream.check(ToyBackbone())
+    stream.prompts.costly = True  # a language model's
+    stream.check(Short())

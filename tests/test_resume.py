@@ -54,8 +54,13 @@ def test_weights_alone_are_told_where_to_go():
         check_checkpoint(Path("plain.pth"))
 
 
-@pytest.mark.parametrize(
-    "path", ["good.ckpt", "last", "best", "https://example.org/a.ckpt", ".", "none.ckpt", None]
-)
+@pytest.mark.parametrize("path", ["good.ckpt", "last", "best", ".", "none.ckpt", None])
 def test_what_is_one_or_is_left_to_lightning_passes(path):
     check_checkpoint(path)
+
+
+@pytest.mark.parametrize("address", ["http://127.0.0.1:9/a.ckpt", "HTTPS://example.org/a.ckpt"])
+def test_a_web_address_is_refused(address):
+    """Lightning would unpickle what it finds there."""
+    with pytest.raises(ValueError, match="is a web address.*: download it and give the file"):
+        check_checkpoint(address)

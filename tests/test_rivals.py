@@ -94,3 +94,11 @@ def test_a_norm_that_others_wait_for_is_called_for_a_single_name(several, expect
     for names in (1, 2):
         judge(torch.randn(1, names, 3), torch.ones(1, names, dtype=torch.bool))
     assert calls == expected
+
+
+@pytest.mark.parametrize("processes, synced", [(2, True), (1, False)])
+def test_whose_statistics_are_taken_with_its_own(processes, synced, monkeypatch):
+    monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
+    monkeypatch.setattr(torch.distributed, "get_world_size", lambda: processes)
+    assert module._synced(torch.nn.SyncBatchNorm(3)) == synced
+    assert not module._synced(torch.nn.BatchNorm1d(3))

@@ -104,3 +104,22 @@ def test_what_could_not_be_written_is_told_before_the_training(segmenter, vocabu
         module = SegmentationModule(make, optimizer, vocabulary=vocabulary, output=output)
         with pytest.raises(ValueError, match=line):
             quiet_trainer(tmp_path, max_epochs=1).fit(module, source)
+
+
+@pytest.mark.parametrize(
+    "part, message",
+    [
+        ({}, "segmenter must be a class_path, a text, and init_args by name, got {}"),
+        ({"class_path": "acme.segmenter.PixelSegmenter", "init_args": 5}, "segmenter must be"),
+        (
+            {"class_path": "acme.segmenter.PixelSegmenter", "init_args": {"depth": 3}},
+            "cannot build the acme.segmenter.PixelSegmenter of .*; has its class changed?",
+        ),
+    ],
+)
+def test_values_that_are_none_are_one_line(segmenter, vocabulary, tmp_path, part, message):
+    save_segmenter(segmenter, tmp_path / "out", vocabulary)
+    path = tmp_path / "out" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"segmenter": part}))
+    with pytest.raises(ValueError, match=message):
+        load_segmenter(tmp_path / "out")

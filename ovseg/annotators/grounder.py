@@ -19,7 +19,7 @@ from ovseg.grounders.folder import (
 )
 from ovseg.grounders.partner import check_backbone
 from ovseg.structures import Annotation, DiffusionSample
-from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary import EVERY, Vocabulary
 
 
 class GrounderAnnotator(Annotator):
@@ -46,10 +46,12 @@ class GrounderAnnotator(Annotator):
             ValueError: If the grounder was trained with masks of a class that is unseen there.
         """
         super().bind(vocabulary)
-        self.trained_on = sorted(vocabulary.taught(taught_names(self.config)))
+        names = taught_names(self.config)
+        self.trained_on = sorted(vocabulary.taught(names))
         if known := [vocabulary[i].name for i in vocabulary.unseen if i in self.trained_on]:
+            how = "may have been" if EVERY in names else "was"
             raise ValueError(
-                f"the grounder in {self.folder} was trained with masks of {', '.join(known)}, "
+                f"the grounder in {self.folder} {how} trained with masks of {', '.join(known)}, "
                 f"which split {vocabulary.split} of {vocabulary.name} calls unseen: train one on "
                 "this split, or choose the grounder's own"
             )

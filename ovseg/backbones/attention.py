@@ -158,8 +158,9 @@ class ProbeRecorder:
     """
 
     def __init__(self, network: nn.Module, layers: Sequence[str]) -> None:
-        watch(cross_attention(network, layers), self)
-        self._probes: dict[str, Probe] = {}
+        self._layers = cross_attention(network, layers)
+        watch(self._layers, self)
+        self._seen: dict[str, tuple[Tensor, Tensor]] = {}
         self._batch = 0
         self._keys: dict[str, tuple[Tensor, tuple, Tensor]] = {}
 
@@ -170,16 +171,19 @@ class ProbeRecorder:
 
     @contextmanager
     def recording(self, batch: int) -> Iterator[dict[str, Probe]]:
-        """Fill the yielded dict with probes of one step (S = 1) while the context lasts.
+        """Fill the yielded dict with probes of one step (S = 1), at the end of the context.
 
         Args:
             batch: B, the number of conditional samples: the last ones of each call.
         """
-        self._probes, self._batch = {}, batch
+        self._seen, self._batch = {}, batch
+        probes: dict[str, Probe] = {}
         try:
-            yield self._probes
+            yield probes
+            for name, seen in self._seen.items():  # out of what may be compiled
+                probes[name] = Probe(*seen, self._keys_of(name))
         finally:
-            self._probes, self._batch = {}, 0
+            self._seen, self._batch = {}, 0
 
     def add(self, name: str, attn: nn.Module, hidden: Tensor, text: Tensor, **_: Any) -> None:
         """Keep one layer of one call."""
@@ -190,20 +194,22 @@ class ProbeRecorder:
         query = query * attn.scale
         totals = torch.einsum("bpnd,btnd->bnpt", query, key).logsumexp(dim=3)
         side = (isqrt(hidden.shape[1]),) * 2
-        self._probes[name] = Probe(
+        self._seen[name] = (
             query.permute(0, 2, 3, 1).unflatten(3, side)[:, None],
             totals.unflatten(2, side)[:, None],
-            self._keys_of(name, attn),
         )
 
-    def _keys_of(self, name: str, attn: nn.Module) -> Tensor:
+    def _keys_of(self, name: str) -> Tensor:
         """Return what makes keys of text, float32; the same tensor as long as the weight is."""
+        attn = self._layers[name]
         weight = attn.to_k.weight
         version = 0 if weight.is_inference() else weight._version
         state = (weight.device, weight.dtype, version)
         of, then, keys = self._keys.get(name, (None, None, None))
         if of is not weight or then != state:
-            keys = weight.float().unflatten(0, (attn.heads, -1))
+            with torch.inference_mode(False):  # a training may ask for them after a validation
+                keys = weight.float().unflatten(0, (attn.heads, -1))
+                keys = keys.clone() if keys.is_inference() else keys
             self._keys[name] = weight, state, keys
         return keys
 

@@ -254,13 +254,17 @@ class DiffusersBackbone(ConfiguredBackbone):
 
     @contextmanager
     def _at_work(self) -> Iterator[None]:
-        """Compute in the weights' own precision; then offloaded parts go back to main memory."""
+        """Compute in the weights' own precision; of offloaded parts the last stays where it is.
+
+        If that fails, for want of memory for one, it goes back.
+        """
         try:
             with torch.autocast(self.device.type, enabled=False):
                 yield
-        finally:
+        except BaseException:
             if self._turns is not None:
                 self._turns.rest()
+            raise
 
     def _encode(self, requests: list[Request], branches: int) -> dict:
         """Return the condition of all branches, the unconditional one first."""

@@ -22,9 +22,6 @@ from ovseg.structures import FeatureSpec
 
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 
-ELSEWHERE = {"offload": False, "local_files_only": False}
-"""Arguments that depend on the machine and decide nothing: described by their defaults alone."""
-
 
 def computes_in_bfloat16() -> bool:
     """Return whether the CPU has instructions for it, and does not only emulate them."""
@@ -181,9 +178,9 @@ class ConfiguredBackbone(DiffusionBackbone):
 
     def describe(self) -> dict:
         return {
-            **{k: v for k, v in self.init_args.items() if k not in ELSEWHERE},
+            **self.init_args,
             "class_path": f"{type(self).__module__}.{type(self).__qualname__}",
-            "init_args": {**self.init_args, **ELSEWHERE},
+            "init_args": self.init_args,
             "revision": self.files.commit,
             "licence": self.licence or self.files.licence,
             "timesteps": [round(float(t), 3) for t in self.timesteps],

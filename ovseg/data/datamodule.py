@@ -17,6 +17,7 @@ from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.ahead import Ahead
 from ovseg.data.base import Stream, WritableStream
 from ovseg.data.loader import TrainLoader
+from ovseg.data.manifest import deciding
 from ovseg.data.prompts import Prompts
 from ovseg.data.samplers import BatchSampler, ShardSampler, TestSampler, TrainSampler
 from ovseg.structures import Batch, FeatureSpec
@@ -127,11 +128,10 @@ class SyntheticDataModule(LightningDataModule):
         """
         if self.threads is not None:
             torch.set_num_threads(self.threads)
-        streams = self._streams(TrainerFn(stage).value)
         if stage == "fit" and not self.val:
             self.trainer.limit_val_batches = 0  # Lightning warns of an empty list of loaders
         device = self.trainer.strategy.root_device
-        for stream in streams:
+        for stream in self._streams(TrainerFn(stage).value):
             stream.bind(self.vocabulary)
             stream.check(self.backbone)
             stream.to(device)
@@ -208,7 +208,7 @@ class SyntheticDataModule(LightningDataModule):
             "filter": stream.filter.describe() if stream.filter is not None else None,
             "batch_size": min(self.batch_size, stream.shard_size),
             **_latents(self.backbone),
-            "backbone": self.backbone.describe() if self.backbone is not None else None,
+            "backbone": deciding(self.backbone.describe()) if self.backbone is not None else None,
         }
         versions = {name: found for name in VERSIONED if (found := _version(name))}
         environment = {

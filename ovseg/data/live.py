@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from textwrap import shorten
 
 import torch
 
@@ -13,6 +14,10 @@ from ovseg.data.prompts import Prompts
 from ovseg.quality import Filter
 from ovseg.structures import Batch, to_label_map
 from ovseg.vocabulary import Vocabulary
+
+
+LOOKED_AT = 20_000
+"""Prompts that are tried on a backbone before anything is sampled; a few seconds."""
 
 
 class LiveStream(WritableStream):
@@ -87,6 +92,8 @@ class LiveStream(WritableStream):
     def check(self, backbone: DiffusionBackbone | None) -> None:
         """Check that there is a backbone, which takes the prompts and gives the annotator enough.
 
+        The first `LOOKED_AT` prompts, that is, unless they are costly to make.
+
         Raises:
             ValueError: If not.
         """
@@ -94,6 +101,24 @@ class LiveStream(WritableStream):
             raise ValueError("a live stream generates its samples: set data.backbone")
         self.annotator.check(backbone)
         self.prompts.check(backbone, self.vocabulary)
+        if not self.prompts.costly:
+            self._check_requests(backbone)
+
+    def _check_requests(self, backbone: DiffusionBackbone) -> None:
+        """Refuse now what sampling would refuse in the middle."""
+        refused, count = [], min(len(self), LOOKED_AT)
+        for index in range(count):
+            request = self.prompts.request(index, self.vocabulary, self.seed)
+            try:
+                backbone.check_request(request)
+            except ValueError as error:
+                refused.append((shorten(request.prompt, 60, placeholder=" ..."), error))
+        if refused:
+            prompt, error = refused[0]
+            raise ValueError(
+                f"{len(refused)} of the first {count} prompts cannot be drawn by this model, first "
+                f"{prompt!r}: {error}"
+            )
 
     def to(self, device: torch.device) -> None:
         """Move the annotator."""

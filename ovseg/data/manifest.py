@@ -43,15 +43,23 @@ UNTOLD = tuple(
 )
 """Differences from older datasets, which are of use all the same once they are finished."""
 
-UNDECIDING = tuple(
-    f"backbone.{place}{key} is "
-    for place in ("", "init_args.")
-    for key in ("offload", "local_files_only")
-)
-"""Differences that no byte depends on; older datasets recorded them."""
+MACHINE = ("offload", "local_files_only")
+"""Arguments of a backbone that depend on the machine, and on which no byte does."""
+
+UNDECIDING = tuple(f"backbone.{place}{key} is " for place in ("", "init_args.") for key in MACHINE)
+"""Differences of no account; older datasets recorded these arguments."""
 
 SHOWN = 6
 """Differences that an error names; of more it says how many."""
+
+
+def deciding(facts: dict) -> dict:
+    """Return those facts of a backbone (`DiffusionBackbone.describe`) that decide a dataset."""
+    return {
+        key: deciding(value) if key == "init_args" else value
+        for key, value in facts.items()
+        if key not in MACHINE
+    }
 
 
 def prepare(folder: Path, request: dict) -> None:

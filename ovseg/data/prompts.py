@@ -20,7 +20,13 @@ PLACE = re.compile(r"\{[^{}]*\}")
 
 
 class Prompts(ABC):
-    """Make requests. Subclasses are pure: the same arguments always give the same request."""
+    """Make requests. Subclasses are pure: the same arguments always give the same request.
+
+    Attributes:
+        costly: Whether a request takes more than a moment to make.
+    """
+
+    costly = False
 
     @abstractmethod
     def request(self, index: int, vocabulary: Vocabulary, seed: int) -> Request:

@@ -55,6 +55,8 @@ class LanguagePrompts(TemplatePrompts):
         ValueError: If an argument is not as described, or the model cannot be loaded.
     """
 
+    costly = True
+
     def __init__(
         self,
         model: str,

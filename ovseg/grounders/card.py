@@ -11,6 +11,7 @@ from ovseg.embedded import EMBEDDED
 from ovseg.hub import is_hub_id
 from ovseg.kept import RESULTS, Fields, check_values
 from ovseg.pretrained import read_json
+from ovseg.vocabulary import EVERY
 
 if TYPE_CHECKING:
     from huggingface_hub import EvalResult, ModelCard
@@ -195,7 +196,7 @@ def _facts(config: dict, backbone: dict, trained: dict) -> dict[str, str]:
         "split": trained.get("split", unknown),
         "seen classes": _list(trained.get("seen", [])) or unknown,
         "unseen classes": _list(trained.get("unseen", [])) or unknown,
-        "learnt from masks of": _list(trained.get("trained_on", [])) or unknown,
+        "learnt from masks of": _learnt(trained.get("trained_on", [])) or unknown,
         "done in its training that a protocol may rule out": _list(trained.get("practices", []))
         or "nothing",
     }
@@ -229,6 +230,11 @@ def _eval_results(results: dict[str, dict], trained: dict) -> list[EvalResult]:
         for stream, scores in results.items()
         if scores["miou"] is not None
     ]
+
+
+def _learnt(names: list[str]) -> str:
+    """Return names of classes; those of something that does not say are not known."""
+    return "" if EVERY in names else _list(names)
 
 
 def _list(value: Any) -> str:

@@ -38,7 +38,7 @@ def build_backbone(config: dict, source: str | Path, local_files_only: bool) -> 
     known = {key: value for key, value in own.items() if key in facts["init_args"]}
     try:
         return kind(**{**facts["init_args"], **known})
-    except TypeError as error:
+    except (TypeError, AttributeError, LookupError) as error:
         raise ValueError(
             f"cannot build the {facts['class_path']} of {source}; has its class changed? {error}"
         ) from error

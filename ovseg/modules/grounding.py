@@ -134,10 +134,10 @@ class GroundingModule(ScoredModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
         self._check(batch, "train")
-        entities, found = batch.entities, shown(batch)
+        entities, found = batch.entities, (shown_here := shown(batch))
         if self.empty_missed:
-            ids = torch.tensor(list(self._teachable), device=self.device)
-            found = found | (entities.valid & torch.isin(entities.class_ids, ids))
+            missed = entities.valid & ~batch.found
+            found = found | (missed & torch.isin(entities.class_ids, self._teachable_ids))
         names = found.shape[1]
         if self.negatives:
             entities = self._with_negatives(entities, self.negatives)
@@ -147,13 +147,12 @@ class GroundingModule(ScoredModule):
         logits = self.grounder(batch.features, entities)
         loss = grounding_loss(logits, targets, pixels, found, self.dice)
         if self.grounder.learns_presence:
-            loss = loss + self._presence_loss(batch, logits[:, :names])
+            loss = loss + self._presence_loss(batch, logits[:, :names], shown_here)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
-    def _presence_loss(self, batch: Batch, logits: Tensor) -> Tensor:
+    def _presence_loss(self, batch: Batch, logits: Tensor, found: Tensor) -> Tensor:
         """Tell the found names from one of the batch's others each; masks learn nothing by it."""
-        found = shown(batch)
         names = self._with_negatives(batch.entities, 1)
         absent = Entities(*(x[:, -1:] for x in (names.text, names.class_ids, names.valid)))
         with torch.no_grad():
@@ -171,6 +170,7 @@ class GroundingModule(ScoredModule):
         backbone, seen = self.trainer.datamodule.backbone, self.vocabulary.seen
         kinds = self.vocabulary.select("all") if self.unseen_masks else seen
         self._teachable = embed(backbone, {i: self.vocabulary[i].name for i in kinds})
+        self._teachable_ids = torch.tensor(list(kinds), device=self.device)
         if seen:
             self.grounder.meet(torch.stack([self._teachable[i] for i in seen]))
 

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from lightning.pytorch.cli import LRSchedulerCallable, OptimizerCallable, ReduceLROnPlateau
 
 from ovseg.modules.common import check_writable, train_stream, write_results
-from ovseg.vocabulary import Vocabulary
+from ovseg.vocabulary import EVERY, Vocabulary
 
 ORDERED = (
     "; its classes are the same in another order, into the vocabulary's those of MMSegmentation "
@@ -114,7 +114,9 @@ class ScoredModule(LightningModule):
                 f"{number}, {theirs} there and {ours} here: set data.vocabulary to that of the "
                 f"training{ORDERED if sorted(there) == sorted(here) else ''}"
             )
-        self.take_over_masks(self.vocabulary.taught(learnt.get("trained_on", ())), what)
+        names = learnt.get("trained_on", ())
+        how = "may have been" if EVERY in names else "was"
+        self.take_over_masks(self.vocabulary.taught(names), f"{what} {how}")
         self.learn_by(set(learnt.get("practices", ())), f"{what}'s training")
 
     def _keys(self, names: Sequence[str]) -> list[str]:
@@ -127,7 +129,7 @@ class ScoredModule(LightningModule):
 
         Args:
             taught: Ids of the classes whose masks they have learnt from.
-            what: What they come from, in words.
+            what: What they come from, and "was" or "may have been", in words.
 
         Raises:
             ValueError: If they were.
@@ -137,7 +139,7 @@ class ScoredModule(LightningModule):
         if leaked and not self.unseen_masks:
             names = ", ".join(self.vocabulary[i].name for i in leaked)
             raise ValueError(
-                f"{what} was trained with masks of {names}, which split "
+                f"{what} trained with masks of {names}, which split "
                 f"{self.vocabulary.split} calls unseen: test it on its own split, or say that this "
                 "is no zero-shot result (model.init_args.unseen_masks: true)"
             )

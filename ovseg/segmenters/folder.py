@@ -128,7 +128,13 @@ def load_segmenter(folder: Path) -> LoadedSegmenter:
     config = read_json(folder / CONFIG)
     check_config(folder / CONFIG, config, "segmenter")
     made = config["segmenter"]
-    segmenter = class_of(made["class_path"], Segmenter, folder)(**made["init_args"])
+    kind = class_of(made["class_path"], Segmenter, folder)
+    try:
+        segmenter = kind(**made["init_args"])
+    except (TypeError, AttributeError, LookupError) as error:
+        raise ValueError(
+            f"cannot build the {made['class_path']} of {folder}; has its class changed? {error}"
+        ) from error
     try:
         state = load_file(folder / WEIGHTS)
         segmenter.load_state_dict({key: _float(value) for key, value in state.items()})
