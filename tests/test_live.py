@@ -163,9 +163,7 @@ class Short(ToyBackbone):
 def test_prompts_that_do_not_fit_are_told_before_anything_is_sampled():
     """Half of ten have two objects: "a photo of a house and a fish"."""
     stream = make_stream()
-    with pytest.raises(
-        ValueError, match=r"5 of the first 10 prompts cannot .* 'a photo of .*: too"
-    ):
+    with pytest.raises(ValueError, match="5 of the first 10 prompts cannot .*: too long"):
         stream.check(Short())
     stream.check(ToyBackbone())
     stream.prompts.costly = True  # a language model's

@@ -15,7 +15,6 @@ from ovseg.quality import Filter
 from ovseg.structures import Batch, to_label_map
 from ovseg.vocabulary import Vocabulary
 
-
 LOOKED_AT = 20_000
 """Prompts that are tried on a backbone before anything is sampled; a few seconds."""
 
