@@ -256,7 +256,7 @@ def _print(result: dict, args: argparse.Namespace) -> None:
             row = facts[key]
             cells = [percent(row[k]) for k in ("one", "two", "difference")]
             table.add_row(key, *cells, f"{percent(row['low'])} to {percent(row['high'])}")
-        Console().print(table)
+        Console(markup=False, emoji=False).print(table)
     print(f"A is {args.one}, B is {args.two}. An interval without 0: more than the luck of images.")
 
 

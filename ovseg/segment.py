@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import sys
@@ -26,9 +27,12 @@ from ovseg.windows import see
 RECORD = "segments.json"
 """What a photo's record is called, after its stem."""
 
+PICTURES = ("labels", "overlay")
+"""What its pictures are called, before ``.png``."""
+
 
 def main(argv: Sequence[str]) -> int:
-    """Segment photos; those that are done with the same settings are left.
+    """Segment photos; those that are done, the same bytes with the same settings, are left.
 
     Returns:
         2 if a photo could not be decoded (the others are done), else 0.
@@ -52,12 +56,13 @@ def main(argv: Sequence[str]) -> int:
         args.out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise PermissionError(f"cannot write to {args.out} ({error.strerror})") from None
-    pending = [p for p in photos if not _done(args.out / f"{p.stem}.{RECORD}", facts)]
+    pending = [p for p in photos if not _done(args.out, p, facts)]
     failed = 0
     if pending:
         model = _load(source, args)
         for path in tqdm(pending, desc="photos", initial=len(photos) - len(pending)):
             try:
+                digest = _digest(path)  # of bytes that are no newer than what is decoded
                 photo = load_photo(path)
             except ValueError as error:
                 tqdm.write(f"ovseg segment: {error}", file=sys.stderr)
@@ -67,7 +72,7 @@ def main(argv: Sequence[str]) -> int:
             if absent := [name for name in names if not found[name]["present"]]:
                 tqdm.write(f"{path}: no {', no '.join(absent)}")
             try:
-                write(args.out, path, photo, labels, found, facts)
+                write(args.out, path, photo, labels, found, {**facts, "digest": digest})
             except OSError as error:
                 raise OSError(
                     f"cannot write to {args.out} ({error.strerror}): what is done is kept, the "
@@ -110,8 +115,10 @@ def write(
     out: Path, path: Path, photo: Image.Image, labels: np.ndarray, found: dict, facts: dict
 ) -> None:
     """Write ``STEM.labels.png``, ``STEM.overlay.png`` and, last, ``STEM.segments.json``."""
-    pictures = {"labels": voc_picture(labels), "overlay": draw(photo, labels, found)}
-    for part, image in pictures.items():
+    record = out / f"{path.stem}.{RECORD}"
+    record.unlink(missing_ok=True)  # it never stands beside pictures of another run
+    pictures = (voc_picture(labels), draw(photo, labels, found))
+    for part, image in zip(PICTURES, pictures, strict=True):
         partial = out / f".{path.stem}.{part}.{os.getpid()}.tmp"
         try:
             image.save(partial, format="PNG")
@@ -119,8 +126,8 @@ def write(
         finally:
             partial.unlink(missing_ok=True)
     size = {"width": photo.width, "height": photo.height}
-    record = {"photo": str(path), **size, "found": found, "settings": facts}
-    write_text(out / f"{path.stem}.{RECORD}", json.dumps(record, indent=2) + "\n")
+    content = {"photo": str(path), **size, "found": found, "settings": facts}
+    write_text(record, json.dumps(content, indent=2) + "\n")
 
 
 def draw(photo: Image.Image, labels: np.ndarray, found: dict[str, dict]) -> Image.Image:
@@ -208,9 +215,26 @@ def _check_different(photos: Sequence[Path]) -> None:
             )
 
 
-def _done(record: Path, facts: dict) -> bool:
+def _done(out: Path, path: Path, facts: dict) -> bool:
+    """Say whether all results of a photo are there, made of its bytes with these settings."""
     try:
-        found = json.loads(record.read_text(encoding="utf-8"))
+        found = json.loads((out / f"{path.stem}.{RECORD}").read_text(encoding="utf-8"))
+        digest = _digest(path)
     except (FileNotFoundError, ValueError):  # none, or a damaged one: it is made again
         return False
-    return isinstance(found, dict) and found.get("settings") == facts
+    pictures = (out / f"{path.stem}.{part}.png" for part in PICTURES)
+    same = isinstance(found, dict) and found.get("settings") == {**facts, "digest": digest}
+    return same and all(picture.is_file() for picture in pictures)
+
+
+def _digest(path: Path) -> str:
+    """Hex digest of a photo's bytes.
+
+    Raises:
+        ValueError: If it cannot be read.
+    """
+    try:
+        with path.open("rb") as file:
+            return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    except OSError as error:
+        raise ValueError(f"{path} cannot be decoded: {error.strerror}") from None

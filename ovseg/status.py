@@ -93,7 +93,7 @@ def status_of(folder: Path) -> Status:
 
 def show(folder: Path, status: Status, config: dict) -> None:
     """Print a status on one screen."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)
     pending = status.total - status.done - status.writing
     console.print(f"{folder}: {status.state}", soft_wrap=True)
     console.print(

@@ -6,7 +6,7 @@ import difflib
 import hashlib
 import json
 import re
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -16,6 +16,9 @@ import yaml
 
 EVERY = "*"
 """Stands for every class there is: of weights that do not say what they were trained on."""
+
+MOST = 254
+"""Classes that a label map of one byte can tell apart: 0 is background, 255 is ignore."""
 
 
 @dataclass(frozen=True)
@@ -52,17 +55,14 @@ class Vocabulary:
         self.name = name
         self.classes = tuple(classes)
         self.split, self.splits = str(split), tuple(splits)
-        self._by_word = {
-            word.lower(): c.id
-            for c in self.classes
-            for word in (*c.synonyms, c.plural, c.key, c.name)
-        }
+        others = {w.lower(): c.id for c in self.classes for w in (*c.synonyms, c.plural)}
+        self._by_word = others | {w.lower(): c.id for c in self.classes for w in (c.key, c.name)}
         if self.split not in splits:
             raise ValueError(
                 f"vocabulary {name!r} has no split {self.split!r}; choose one of "
                 f"{', '.join(splits)}"
             )
-        self.unseen = tuple(sorted(self.id_of(key) for key in splits[self.split]))
+        self.unseen = tuple(sorted({self.id_of(key) for key in splits[self.split]}))
         self.seen = tuple(c.id for c in self.classes if c.id not in self.unseen)
 
     @classmethod
@@ -94,26 +94,18 @@ class Vocabulary:
 
     @classmethod
     def _from_dict(cls, data: Any, source: str, split: str) -> Vocabulary:
+        where = f"vocabulary {source!r}"
         try:
-            classes = [
-                VocabularyClass(
-                    id=number,
-                    key=str(entry["key"]),
-                    name=str(entry.get("name", entry["key"])),
-                    article=entry.get("article", "a"),
-                    plural=entry.get("plural", f"{entry.get('name', entry['key'])}s"),
-                    synonyms=tuple(entry.get("synonyms", ())),
-                    color=tuple(entry["color"]),
-                )
-                for number, entry in enumerate(data["classes"], start=1)
-            ]
+            classes = [_class(where, *item) for item in enumerate(data["classes"], start=1)]
             splits = {str(key): list(value) for key, value in data["splits"].items()}
             name = data["name"]
         except (KeyError, TypeError, AttributeError) as error:
             raise ValueError(
-                f"vocabulary {source!r} needs name, classes (each with key and color) and splits: "
+                f"{where} needs name, classes (each with key and color) and splits: "
                 f"{type(error).__name__}: {error}"
             ) from None
+        _check_values(where, data, FIELDS)
+        _check_classes(where, classes)
         return cls(name, classes, splits, split)
 
     @property
@@ -200,6 +192,93 @@ class Vocabulary:
         if EVERY in names:
             return {c.id for c in self.classes}
         return set(self.matched(sorted(names))) - {0}
+
+
+def _text(value: Any) -> bool:
+    return isinstance(value, str) and bool(value.strip())
+
+
+def _name(value: Any) -> bool:
+    return _text(value) and _plain(value) != "background"
+
+
+def _key(value: Any) -> bool:
+    return _name(value) and not {"/", "\\"} & set(value)
+
+
+def _texts(value: Any) -> bool:
+    return isinstance(value, list) and all(map(_text, value))
+
+
+def _color(value: Any) -> bool:
+    if not isinstance(value, list) or len(value) != 3:
+        return False
+    return all(type(level) is int and 0 <= level <= 255 for level in value)
+
+
+def _splits(value: Any) -> bool:
+    return all(isinstance(keys, list) for keys in value.values())
+
+
+FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "name": ("text", _text),
+    "splits": ("lists of unseen classes by the split's name", _splits),
+}
+"""What a file holds besides its classes, in words and as a test."""
+
+CLASS_FIELDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "key": ("text without / and \\, other than background", _key),
+    "name": ("text, other than background", _name),
+    "article": ("text", _text),
+    "plural": ("text", _text),
+    "synonyms": ("a list of texts", _texts),
+    "color": ("three whole numbers in 0..255", _color),
+}
+"""What it holds of a class."""
+
+
+def _check_values(where: str, values: Mapping[str, Any], fields: Mapping[str, tuple]) -> None:
+    """Check those values that are given.
+
+    Raises:
+        ValueError: If one is none that it could be.
+    """
+    for key, (wanted, fits) in fields.items():
+        if key in values and not fits(values[key]):
+            raise ValueError(f"{where}: {key} must be {wanted}, got {values[key]!r}")
+
+
+def _class(where: str, number: int, entry: dict) -> VocabularyClass:
+    """Read a class of a file.
+
+    Raises:
+        ValueError: If something of it is none that it could be.
+    """
+    key, color = entry["key"], entry["color"]
+    _check_values(f"{where}, class {number} ({key!r})", entry, CLASS_FIELDS)
+    name = entry.get("name", key)
+    article, plural = entry.get("article", "a"), entry.get("plural", f"{name}s")
+    synonyms = tuple(entry.get("synonyms", ()))
+    return VocabularyClass(number, key, name, article, plural, synonyms, tuple(color))
+
+
+def _check_classes(where: str, classes: Sequence[VocabularyClass]) -> None:
+    """Refuse none, too many, and two of one key or name.
+
+    Raises:
+        ValueError: If they are so.
+    """
+    if not 1 <= len(classes) <= MOST:
+        raise ValueError(f"{where} must have 1 to {MOST} classes, got {len(classes)}")
+    first: dict[str, VocabularyClass] = {}
+    for c in classes:
+        for word in (c.key, c.name):
+            other = first.setdefault(_plain(word), c)
+            if other is not c:
+                raise ValueError(
+                    f"{where}, class {c.id} ({c.key!r}): key and name must be those of no other "
+                    f"class, {word!r} is class {other.id}'s"
+                )
 
 
 def _digest(facts: list) -> str:

@@ -2,6 +2,7 @@
 
 import os
 
+import pytest
 import torch
 from torch import nn
 
@@ -52,6 +53,48 @@ def test_tokenizer_keeps_every_noun_whole_and_knows_every_byte(tmp_path):
     assert tokenizer.eos_token_id not in ids[:-1]
     longest = max(len(tokenizer(text).input_ids) for text in corpus(0, 500))
     assert longest <= MAX_LENGTH
+
+
+def test_what_was_made_before_is_kept_for_the_same_seed_and_autoencoder(tmp_path, monkeypatch):
+    """And for no others; neither a kill nor a damaged file stops the next run."""
+    from diffusers import AutoencoderKL
+
+    from ovseg.clipart.training import annotator, unet
+
+    monkeypatch.setattr(annotator, "POOL", 50)
+    down, up = ("DownEncoderBlock2D",) * 4, ("UpDecoderBlock2D",) * 4
+    for seed, folder in enumerate("ab"):
+        torch.manual_seed(seed)
+        vae = AutoencoderKL(3, 3, down, up, (2,) * 4, norm_num_groups=2)
+        vae.save_pretrained(tmp_path / folder / "vae")
+
+    def latents(folder, seed):
+        vae = AutoencoderKL.from_pretrained(tmp_path / folder / "vae")
+        return unet.latent_pool(vae, tmp_path, seed, 100, "cpu")
+
+    def images(folder, seed):
+        return annotator._reconstructions(tmp_path / folder, tmp_path, seed, "cpu")[0]
+
+    for make, path in ((latents, "latents.npz"), (images, "reconstructions.npz")):
+        first = make("a", 0)
+        time = (tmp_path / path).stat().st_mtime_ns
+        assert torch.equal(make("a", 0), first)
+        assert (tmp_path / path).stat().st_mtime_ns == time
+        assert not torch.equal(make("a", 1), first)
+        assert not torch.equal(make("b", 0), first)
+        (tmp_path / path).write_bytes(b"PK\x03\x04cut off")
+        assert torch.equal(make("a", 0), first)
+
+        def killed(path, **arrays):
+            path.write_bytes(b"PK")
+            raise KeyboardInterrupt
+
+        before = (tmp_path / path).read_bytes()
+        with monkeypatch.context() as patch:
+            patch.setattr("numpy.savez", killed)
+            with pytest.raises(KeyboardInterrupt):
+                make("b", 1)
+        assert (tmp_path / path).read_bytes() == before
 
 
 def test_whitening_makes_latents_white_and_changes_no_picture():

@@ -126,6 +126,13 @@ def test_the_verb(tests, tmp_path, capsys):
     assert [same["unseen"][key] for key in ("difference", "low", "high")] == [0, 0, 0]
 
 
+def test_a_stream_is_printed_as_it_is_called(tmp_path, capsys):
+    for name in ("[/b]", ":cat: [red]"):
+        folder = write(tmp_path / name.strip("[/]"), measured(*label_maps(0.5)), stream=name)
+        assert main(["compare", str(folder), str(folder), "--resamples", "9"]) == 0
+        assert f"{name}: 7 images, 9 resamples" in capsys.readouterr().out
+
+
 def test_what_differs_beside_the_training_is_said(tests, capsys):
     one, two = (str(folder) for folder in tests)
     assert main(["compare", one, two, "--resamples", "9"]) == 0

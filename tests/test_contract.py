@@ -31,6 +31,40 @@ def test_a_third_partys_backbone_and_a_diffusion_model_keep_it(tiny_pipeline):
         assert len(results) == len(CHECKS) and not any(results.values()), results
 
 
+class Faulty(ToyBackbone):
+    """Breaks every promise by an error of its own."""
+
+    def sample(self, requests):
+        sample = super().sample(requests)
+        sample.timesteps = sample.timesteps.repeat(2)
+        return sample
+
+    def features(self, latents, timesteps, requests):
+        found = super().features(latents, timesteps, requests)
+        return found if len(timesteps) == 1 else type(found)({"coarse": found.maps["coarse"]})
+
+    def encode_image(self, images, requests):
+        if len(requests) == 2 and hasattr(self, "asked"):
+            raise NotImplementedError("no\nphotographs")
+        self.asked = True
+        return super().encode_image(images, requests)
+
+    def describe(self):
+        raise KeyError
+
+
+def test_what_is_raised_is_a_line_too(capsys):
+    broken = [why for why in check(Faulty()).values() if why]
+    assert broken == [
+        "the sample's timesteps are not those of `timesteps`",
+        "'fine' differs by inf of its standard deviation",
+        "NotImplementedError: no photographs",
+        "KeyError",
+    ]
+    assert main(["check", "--backbone", f"{__name__}.Faulty"]) == 2
+    assert "BROKEN: KeyError" in capsys.readouterr().out
+
+
 def test_what_is_broken_is_said():
     broken = {line: why for line, why in check(Seedless()).items() if why}
     assert sorted(broken.values()) == [

@@ -159,6 +159,34 @@ def test_segment_writes_maps_pictures_and_records_and_goes_on(tiny_grounder, tmp
         assert json.loads((out / "a.segments.json").read_text()) == record
 
 
+def test_what_is_done_is_the_same_photo_with_all_its_files(
+    tiny_grounder, tmp_path, capsys, monkeypatch
+):
+    photo, out = tmp_path / "photos" / "a.png", tmp_path / "out"
+    photo.parent.mkdir()
+    Image.fromarray(noise(90, 40)).save(photo)
+    arguments = [photo, "--names", "house", "--model", tiny_grounder, "--out", out]
+    assert run(capsys, *arguments)[0] == 0
+    record = (out / "a.segments.json").read_text()
+    for part in ("labels", "overlay"):
+        (out / f"a.{part}.png").unlink()
+        assert run(capsys, *arguments)[0] == 0
+        assert (out / f"a.{part}.png").is_file()
+    assert (out / "a.segments.json").read_text() == record
+    Image.fromarray(noise(50, 30)).save(photo)  # another one of the same name
+    with monkeypatch.context() as patch:
+        patch.setattr("ovseg.segment.write_text", lambda *_: 1 / 0)  # killed before the record
+        with pytest.raises(ZeroDivisionError):
+            main(["segment", "--device", "cpu", *map(str, arguments)])
+    assert not (out / "a.segments.json").exists()  # that of the first beside pictures of the second
+    assert run(capsys, *arguments)[0] == 0
+    with Image.open(out / "a.labels.png") as labels:
+        assert labels.size == (50, 30)
+    again = json.loads((out / "a.segments.json").read_text())
+    first = json.loads(record)
+    assert again["width"] == 50 and again["settings"] != first["settings"]
+
+
 def test_photographs_of_all_kinds_at_the_geometry_of_stable_diffusion_1(tmp_path, capsys):
     """25 taps of 64x64 latents; the largest picture has 48 million pixels."""
     backbone = UNetBackbone(families.save(families.sd1, tmp_path / "sd1"), list(SD1_TAPS), steps=2)

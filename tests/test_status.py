@@ -12,7 +12,7 @@ from toy_data import contents, data_module, live_stream, write_dataset
 
 from ovseg.__main__ import main
 from ovseg.quality import QualityFilter
-from ovseg.status import status_of
+from ovseg.status import show, status_of
 
 HOLD = """
 import fcntl, sys
@@ -115,3 +115,18 @@ def test_what_is_printed(dataset, capsys):
     assert "rate: 0.4 samples/s" in printed and '"shard_size": 4' in printed
     assert main(["status", str(dataset.parent)]) == 2
     assert "give a folder that `predict` writes" in capsys.readouterr().err
+
+
+def test_names_are_printed_as_they_are(dataset, capsys):
+    """Brackets and colons mean something to what prints them."""
+    config = json.loads((dataset / "request.json").read_text())["config"]
+    keys = [
+        "background",
+        *(f"[b]{n}[/i] :cat:" for n in range(1, len(config["vocabulary"]["keys"]))),
+    ]
+    status = status_of(dataset)._replace(missing={"[b]1[/i] :cat:": 2})
+    facts = {"vocabulary": {"keys": keys}, "quota": 3}
+    show(dataset.parent / "x[/b] :dog:", status, facts)
+    printed = capsys.readouterr().out
+    assert "x[/b] :dog:: complete" in printed and "missing: [b]1[/i] :cat: 2" in printed
+    assert printed.count("[/i] :cat:") > 1  # in the table of classes too

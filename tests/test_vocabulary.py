@@ -211,6 +211,73 @@ def test_a_file_that_is_no_vocabulary(tmp_path, broken):
         Vocabulary.load(write(tmp_path, own(splits={"a": ["dog"]})), "a")
 
 
+def test_a_key_or_name_goes_before_another_class_s_other_words(tmp_path):
+    """Whichever of the two classes comes first."""
+    table = {"key": "table", "color": [1, 1, 1]}
+    dining = {"key": "diningtable", "synonyms": ["table"], "plural": "table", "color": [2, 2, 2]}
+    for classes in ([table, dining], [dining, table]):
+        path = write(tmp_path, own(classes=classes, splits={"a": ["table", "Table"]}))
+        vocabulary = Vocabulary.load(path, "a")
+        (unseen,) = vocabulary.unseen
+        assert vocabulary[unseen].key == "table" and vocabulary.matched(["table"]) == [unseen]
+
+
+COLOR = "color must be three whole numbers in 0..255"
+NOT_BACKGROUND = "must be text, other than background"
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"key": 7}, r"class 2 \(7\): key must be text without / and \\, .*, got 7"),
+        ({"key": "../../x"}, r"class 2 \('../../x'\): key must be text without /"),
+        ({"key": "c\\d"}, "key must be text without /"),
+        ({"key": "Background"}, "key must be .* other than background"),
+        ({"name": "background"}, f"name {NOT_BACKGROUND}"),
+        ({"name": " "}, f"name {NOT_BACKGROUND}, got ' '"),
+        ({"name": None}, f"name {NOT_BACKGROUND}, got None"),
+        ({"article": None}, "article must be text, got None"),
+        ({"plural": 3}, r"class 2 \('bus'\): plural must be text, got 3"),
+        ({"synonyms": "coach"}, "synonyms must be a list of texts, got 'coach'"),
+        ({"synonyms": [True]}, r"synonyms must be a list of texts, got \[True\]"),
+        ({"synonyms": None}, "synonyms must be a list of texts, got None"),
+        ({"color": [300, 0, 0]}, rf"{COLOR}, got \[300, 0, 0\]"),
+        ({"color": [-1, 0, 0]}, COLOR),
+        ({"color": [1, 2]}, COLOR),
+        ({"color": [1, 2, 0.5]}, COLOR),
+        ({"color": [True, 2, 3]}, COLOR),
+        ({"color": "#ff0000"}, COLOR),
+        ({"key": "cat"}, r"class 2 \('cat'\): key and name .* no other class, 'cat' is class 1's"),
+        ({"name": "Cat"}, r"class 2 \('bus'\): key and name .* no other class, 'Cat' is class 1's"),
+    ],
+)
+def test_what_a_class_cannot_be_is_one_line(tmp_path, changes, line):
+    data = own(splits={"a": []})
+    data["classes"][1] |= changes
+    path = write(tmp_path, data)
+    with pytest.raises(ValueError, match=f"^vocabulary '{path}', .*{line}") as raised:
+        Vocabulary.load(path, "a")
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"name": ["own"]}, r": name must be text, got \['own'\]"),
+        ({"splits": {"a": "bus"}}, ": splits must be lists of unseen classes by the split's name"),
+        ({"classes": [], "splits": {"a": []}}, " must have 1 to 254 classes, got 0"),
+        ({"classes": 255}, " must have 1 to 254 classes, got 255"),
+    ],
+)
+def test_what_a_vocabulary_cannot_be_is_one_line(tmp_path, changes, line):
+    if isinstance(count := changes.get("classes"), int):
+        changes = {"classes": [{"key": f"c{n}", "color": [0, 0, 0]} for n in range(count)]}
+        changes["splits"] = {"a": ["c254"]}
+    path = write(tmp_path, own(**changes))
+    with pytest.raises(ValueError, match=f"^vocabulary '{path}'{line}"):
+        Vocabulary.load(path, "a")
+
+
 @pytest.mark.parametrize(
     ("text", "why"),
     [

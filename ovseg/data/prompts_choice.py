@@ -137,7 +137,9 @@ def _shares(objects: dict[int, float]) -> dict[int, Fraction]:
         raise ValueError(f"objects maps numbers >= 1 to shares >= 0 of positive sum, got {objects}")
     parts = {k: w / total for k, w in sorted(weights.items()) if w}
     shares = {k: Fraction(part).limit_denominator(100) for k, part in parts.items()}
-    if sum(shares.values()) != 1:
+    # as near as three digits are: 0.333 and 0.167 stand for a third and a sixth
+    near = all(math.isclose(shares[k], part, rel_tol=5e-3) for k, part in parts.items())
+    if sum(shares.values()) != 1 or not near:
         raise ValueError(f"shares must be fractions of at most 100 parts, got {objects}")
     return shares
 

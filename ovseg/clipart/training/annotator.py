@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from ovseg.clipart.captions import draw_scene
 from ovseg.clipart.scenes import render, rng
-from ovseg.clipart.training.loop import first_process_first, train
+from ovseg.clipart.training.loop import digest_of, first_process_first, kept_arrays, train
 from ovseg.segmenters.folder import save_segmenter
 from ovseg.segmenters.mmseg import MMSegSegmenter
 from ovseg.vocabulary import Vocabulary
@@ -59,26 +59,26 @@ def _labelled(seed: int, index: int, vocabulary: Vocabulary) -> tuple[np.ndarray
 
 def _reconstructions(folder: Path, out: Path, seed: int, device: str) -> tuple[Tensor, Tensor]:
     """Return scenes through the autoencoder, latents disturbed a little, and their labels."""
-    path = out / "reconstructions.npz"
-    if path.exists():
-        stored = np.load(path)
-        return torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
     vae = AutoencoderKL.from_pretrained(folder / "vae").to(device).eval()
     vocabulary = Vocabulary.load("clipart")
-    generator, images, labels = torch.Generator().manual_seed(seed), [], []
-    for start in tqdm(range(0, POOL, 50), desc="reconstructions", mininterval=5):
-        drawn = [_labelled(seed + 400, start + i, vocabulary) for i in range(50)]
-        x = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
-        with torch.no_grad():
-            latents = vae.encode(x.to(device) / 127.5 - 1).latent_dist.mode()
-            noise = torch.randn(latents.shape, generator=generator).to(device) * latents.std()
-            amount = torch.rand(50, 1, 1, 1, generator=generator).to(device) * 0.3
-            y = vae.decode(latents + amount * noise).sample
-        images.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
-        labels.append(torch.from_numpy(np.stack([d[1] for d in drawn])))
-    result = torch.cat(images), torch.cat(labels)
-    np.savez(path, images=result[0].numpy(), labels=result[1].numpy())
-    return result
+
+    def make() -> dict[str, np.ndarray]:
+        generator, images, labels = torch.Generator().manual_seed(seed), [], []
+        for start in tqdm(range(0, POOL, 50), desc="reconstructions", mininterval=5):
+            drawn = [_labelled(seed + 400, start + i, vocabulary) for i in range(50)]
+            x = torch.from_numpy(np.stack([d[0] for d in drawn])).permute(0, 3, 1, 2).float()
+            with torch.no_grad():
+                latents = vae.encode(x.to(device) / 127.5 - 1).latent_dist.mode()
+                noise = torch.randn(latents.shape, generator=generator).to(device) * latents.std()
+                amount = torch.rand(50, 1, 1, 1, generator=generator).to(device) * 0.3
+                y = vae.decode(latents + amount * noise).sample
+            images.append(((y.clamp(-1, 1) + 1) * 127.5).round().byte().cpu())
+            labels.append(np.stack([d[1] for d in drawn]))
+        return {"images": torch.cat(images).numpy(), "labels": np.concatenate(labels)}
+
+    facts = {"seed": seed, "size": POOL, "autoencoder": digest_of(vae)}
+    stored = kept_arrays(out / "reconstructions.npz", facts, make)
+    return torch.from_numpy(stored["images"]), torch.from_numpy(stored["labels"])
 
 
 def train_annotator(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import time
@@ -9,6 +10,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -32,6 +34,38 @@ def save_atomic(state: dict, path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     torch.save(state, path.with_suffix(".tmp"))
     os.replace(path.with_suffix(".tmp"), path)
+
+
+def kept_arrays(
+    path: Path, facts: dict, make: Callable[[], dict[str, np.ndarray]]
+) -> dict[str, np.ndarray]:
+    """Return the arrays of an ``.npz``; make them first if it is damaged or of other facts.
+
+    Args:
+        path: The file; a kill while it is written leaves none.
+        facts: JSON-ready, whatever the arrays depend on; kept beside them.
+        make: Makes the arrays by name.
+    """
+    wanted = json.dumps(facts, sort_keys=True)
+    try:
+        with path.open("rb") as file, np.load(file, allow_pickle=False) as stored:
+            if str(stored["facts"]) == wanted:
+                return {name: stored[name] for name in stored.files if name != "facts"}
+    except Exception:  # none, or a damaged one, of which numpy and zipfile raise a dozen kinds
+        pass
+    arrays = make()
+    partial = path.with_suffix(".tmp.npz")
+    np.savez(partial, facts=wanted, **arrays)
+    partial.replace(path)
+    return arrays
+
+
+def digest_of(model: nn.Module) -> str:
+    """Hex digest of a model's weights, wherever they lie."""
+    total = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        total.update(name.encode() + value.cpu().numpy().tobytes())
+    return total.hexdigest()[:16]
 
 
 def processes() -> tuple[int, int]:

@@ -22,7 +22,7 @@ from transformers import CLIPTextModel, CLIPTokenizer
 from ovseg.clipart.captions import caption, draw_scene
 from ovseg.clipart.scenes import rng
 from ovseg.clipart.training.autoencoder import pictures
-from ovseg.clipart.training.loop import first_process_first, train
+from ovseg.clipart.training.loop import digest_of, first_process_first, kept_arrays, train
 from ovseg.clipart.training.text import tokenize
 
 POOL = 40_000  # scenes; their captions are written afresh every time
@@ -42,18 +42,17 @@ PROMPTS = (
 
 def latent_pool(vae: AutoencoderKL, out: Path, seed: int, size: int, device: str) -> Tensor:
     """Encode ``size`` training scenes once: ``(size, 4, 16, 16)`` scaled, kept in ``out``."""
-    path = out / "latents.npy"
-    if path.exists() and len(stored := np.load(path)) == size:
-        return torch.from_numpy(stored)
-    chunks = []
-    with torch.no_grad():
-        for start in tqdm(range(0, size, 100), desc="latents", mininterval=5):
-            x = pictures(seed + 300, start, 100, device)
-            chunks.append(vae.encode(x).latent_dist.mode().cpu() * vae.config.scaling_factor)
-    pool = torch.cat(chunks)
-    np.save(path.with_suffix(".tmp.npy"), pool.numpy())
-    path.with_suffix(".tmp.npy").replace(path)
-    return pool
+
+    def make() -> dict[str, np.ndarray]:
+        chunks = []
+        with torch.no_grad():
+            for start in tqdm(range(0, size, 100), desc="latents", mininterval=5):
+                x = pictures(seed + 300, start, 100, device)
+                chunks.append(vae.encode(x).latent_dist.mode().cpu() * vae.config.scaling_factor)
+        return {"latents": torch.cat(chunks).numpy()}
+
+    facts = {"seed": seed, "size": size, "autoencoder": digest_of(vae)}
+    return torch.from_numpy(kept_arrays(out / "latents.npz", facts, make)["latents"])
 
 
 def build_unet() -> UNet2DConditionModel:
