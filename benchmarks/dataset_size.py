@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable
 from pathlib import Path
 
 import yaml
@@ -45,17 +46,19 @@ def plan(run: Path, out: Path, sizes: tuple[int, ...]) -> list[Step]:
         train |= {"path": str(out / "synthetic"), "limit": size}
         path = _write(out / "configs" / f"{name}.yaml", stage)
         arguments = ("fit", "--config", str(path), "--then_test", "true")
-        steps.append(Step(name, f"a segmenter from {size} images", name, arguments, (path,)))
+        title = f"a segmenter from {size} images"
+        steps.append(Step(name, title, name, arguments, (path,), after="synthetic"))
     return steps
 
 
-def collect(out: Path) -> dict[int, dict]:
-    """Return the scores of the sizes that are done."""
+def collect(out: Path, sizes: Iterable[int]) -> dict[int, dict]:
+    """Return the scores of the sizes that were planned; others there may be of other images."""
     found = {}
-    for path in out.glob("images_*/results.json"):
+    for size in sorted(sizes):
+        path = out / f"images_{size}" / "results.json"
         scores = json.loads(path.read_text(encoding="utf-8"))["drawn"]
-        found[int(path.parent.name.partition("_")[2])] = {s: scores[s] for s in SCORES}
-    return dict(sorted(found.items()))
+        found[size] = {score: scores[score] for score in SCORES}
+    return found
 
 
 def show(table: dict[int, dict], supervised: dict, console: Console) -> None:
@@ -101,7 +104,7 @@ def main() -> None:
         parser.error(f"no finished run in {run}: run `ovseg quickstart --out {run}` first")
     supervised = json.loads(bound.read_text(encoding="utf-8"))["drawn"]
     run_steps(out, plan(run, out, tuple(args.sizes)), {"TOKENIZERS_PARALLELISM": "false"})
-    table = collect(out)
+    table = collect(out, args.sizes)
     write_text(out / "dataset_size.json", json.dumps(table, indent=1))
     plot(table, supervised, out / "dataset_size.png")
     show(table, supervised, Console())

@@ -6,7 +6,8 @@ On three splits with three seeds each: a grounding module is trained as in a qui
 generated, and in each regime of configs/clipart/regimes a segmenter takes as many training steps as
 the quickstart's. Two regimes are compared on the same test images, by `ovseg compare`'s bootstrap
 of every run and the mean over the runs, on scenes of one and two objects and on scenes of two
-alone. A killed run goes on where it was.
+alone. Runs of one seed are tested on the same images, which are drawn for all of them together. A
+killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -91,7 +92,7 @@ def plan(out: Path, settings: dict) -> list[Step]:
 def collect(out: Path) -> dict[str, dict[str, dict[str, Stream]]]:
     """Return ``{stream: {run: {regime: test}}}`` of the runs in which every regime is done."""
     found = {stream: {} for stream in STREAMS}
-    for folder in sorted(path for path in out.glob("*") if path.is_dir()):
+    for folder in sorted(out.glob("split-*_seed-*")):
         if all((folder / name / "results.json").is_file() for name in REGIMES):
             tests = {name: read(folder / name) for name in REGIMES}
             for stream, runs in found.items():
@@ -99,16 +100,17 @@ def collect(out: Path) -> dict[str, dict[str, dict[str, Stream]]]:
     return found
 
 
-def differences(runs: dict[str, dict[str, Stream]]) -> list[dict]:
+def differences(stream: str, runs: dict[str, dict[str, Stream]]) -> list[dict]:
     """Return the mean difference of each pair of regimes and its 95 % interval over images."""
     rows = []
     for one, two in PAIRS:
         drawn, plain = [], []
-        for number, tests in enumerate(runs.values()):
+        for run, tests in runs.items():
             first, second = tests[one], tests[two]
-            check("drawn", first, second)
+            check(stream, first, second)
+            seed = int(run.rpartition("_seed-")[2])
             areas = np.stack([first.areas[:, :2], second.areas[:, :2]], axis=1)
-            drawn.append(bootstrap(areas, first.seen, first.unseen, RESAMPLES, number))
+            drawn.append(bootstrap(areas, first.seen, first.unseen, RESAMPLES, seed))
             plain.append([second.scores[key] - first.scores[key] for key in SCORES])
         low, high = np.percentile(np.mean(drawn, axis=0), MIDDLE, axis=0)
         values = zip(SCORES, np.mean(plain, axis=0), low, high, strict=True)
@@ -119,7 +121,7 @@ def differences(runs: dict[str, dict[str, Stream]]) -> list[dict]:
     return rows
 
 
-def summary(runs: dict[str, dict[str, Stream]]) -> dict:
+def summary(stream: str, runs: dict[str, dict[str, Stream]]) -> dict:
     """Return mean and spread of every regime, the differences, and how far the gap is closed."""
     scores = {
         name: {
@@ -136,7 +138,7 @@ def summary(runs: dict[str, dict[str, Stream]]) -> dict:
     return {
         "runs": list(runs),
         "scores": scores,
-        "differences": differences(runs),
+        "differences": differences(stream, runs),
         "gap from C to F": high - low,
         "closed of it": closed,
     }
@@ -181,7 +183,7 @@ def main() -> None:
     found = collect(args.out)
     if not all(found.values()):
         parser.error(f"no run is done in {args.out}: leave --show out")
-    results = {stream: summary(runs) for stream, runs in found.items()}
+    results = {stream: summary(stream, runs) for stream, runs in found.items()}
     write_text(args.out / "regimes.json", json.dumps(results, indent=1))
     for stream, result in results.items():
         show(stream, result, Console(width=120))

@@ -3,7 +3,7 @@
     python benchmarks/splits_and_seeds.py --out runs/splits_and_seeds
 
 Every run is `ovseg quickstart` in a folder of its own; a killed one goes on where it was. The table
-holds the runs that are done.
+holds the runs of one scale that are done.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import json
 import subprocess
 import sys
 from collections.abc import Callable
+from itertools import product
 from pathlib import Path
 from statistics import mean, stdev
 from typing import NamedTuple
@@ -20,6 +21,7 @@ from typing import NamedTuple
 from rich.console import Console
 from rich.table import Table
 
+from ovseg.quickstart import run_settings
 from ovseg.report.numbers import COLUMNS, METHODS, SCORES
 from ovseg.steps import write_text
 
@@ -111,10 +113,12 @@ def numbers(report: dict) -> dict[str, float]:
     return {name: value for name, value in found.items() if value is not None}
 
 
-def collect(out: Path) -> Rows:
-    """Return the numbers of the runs that are done, by name."""
+def collect(out: Path, scale: float = 1.0) -> Rows:
+    """Return the numbers of the runs of a scale that are done, by name."""
     rows: Rows = {}
     for path in sorted(out.glob("split-*/report.json")):
+        if run_settings(path.parent)["scale"] != scale:
+            continue
         for name, value in numbers(json.loads(path.read_text(encoding="utf-8"))).items():
             rows.setdefault(name, []).append(value)
     return rows
@@ -161,20 +165,18 @@ def main() -> None:
     """Run what is missing, then print and store the summary."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--out", type=Path, default=Path("runs/splits_and_seeds"))
-    parser.add_argument("--scale", default="1.0", help="as of `ovseg quickstart`")
+    parser.add_argument("--scale", type=float, default=1.0, help="as of `ovseg quickstart`")
     parser.add_argument("--show", action="store_true", help="run nothing, show what is done")
     args = parser.parse_args()
-    for seed in SEEDS:
-        for split in SPLITS:
-            folder = args.out / f"split-{split}_seed-{seed}"
-            if args.show or (folder / "report.json").is_file():
-                continue
-            command = [sys.executable, "-m", "ovseg", "quickstart", "--out", str(folder)]
-            command += ["--split", split, "--seed", str(seed), "--scale", args.scale]
-            subprocess.run(command, check=True)
-    rows = collect(args.out)
+    for seed, split in [] if args.show else product(SEEDS, SPLITS):
+        folder = args.out / f"split-{split}_seed-{seed}"
+        command = [sys.executable, "-m", "ovseg", "quickstart", "--out", str(folder)]
+        command += ["--split", split, "--seed", str(seed), "--scale", str(args.scale)]
+        if code := subprocess.run(command).returncode:
+            sys.exit(code)  # it has said why
+    rows = collect(args.out, args.scale)
     if not rows:
-        parser.error(f"no run is done in {args.out}: leave --show out")
+        parser.error(f"no run of scale {args.scale:g} is done in {args.out}: leave --show out")
     result = summary(rows)
     write_text(args.out / "splits_and_seeds.json", json.dumps(result, indent=1))
     show(result, Console(width=110))

@@ -13,7 +13,8 @@ class MuonAdamW(Optimizer):
     """Muon (Jordan et al. 2024) where a parameter is a kernel or a matrix, AdamW elsewhere.
 
     torch's Muon takes matrices alone, so it is given a flat view of each kernel. Both use one
-    learning rate, of AdamW's usual size (`adjust_lr_fn="match_rms_adamw"`).
+    learning rate, of AdamW's usual size (`adjust_lr_fn="match_rms_adamw"`). The groups hold the
+    kernels themselves: whoever clips or rescales gradients reaches them.
 
     Args:
         params: Parameters; kernels must be contiguous (not `channels_last`), and the model on its
@@ -45,36 +46,44 @@ class MuonAdamW(Optimizer):
         rest = [p for p in params if id(p) not in inner]
         shared = {"lr": lr, "weight_decay": weight_decay}
         self._parts: list[Optimizer] = []
+        groups = []
         if rest:
             self._parts.append(AdamW(rest, betas=tuple(betas), **shared))
+            groups.append({**self._parts[-1].param_groups[0], "params": rest})
         if self._views:
             self._parts.append(Muon(self._views, adjust_lr_fn="match_rms_adamw", **shared))
-        super().__init__(params, shared)
-        # a scheduler changes these very dicts
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+            groups.append({**self._parts[-1].param_groups[0], "params": self._kernels})
+        super().__init__(groups, shared)
 
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update the weights from their gradients."""
         loss = None if closure is None else closure()
+        self._hand_down()
         for view, kernel in zip(self._views, self._kernels, strict=True):
             view.grad = None if kernel.grad is None else kernel.grad.flatten(1)
         for part in self._parts:
             part.step()
+        for view in self._views:
+            view.grad = None  # it would keep the kernel's alive
         return loss
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        """Clear the gradients of the kernels and of all else."""
-        for part in self._parts:
-            part.zero_grad(set_to_none)
-        for kernel in self._kernels:
-            kernel.grad = None
 
     def state_dict(self) -> dict:
         """Return the states of both parts."""
+        self._hand_down()
         return {"parts": [part.state_dict() for part in self._parts]}
 
     def load_state_dict(self, state_dict: dict) -> None:
         """Restore both parts."""
         for part, state in zip(self._parts, state_dict["parts"], strict=True):
             part.load_state_dict(state)
-        self.param_groups = [group for part in self._parts for group in part.param_groups]
+        for group, part in zip(self.param_groups, self._parts, strict=True):
+            group.update(_options(part.param_groups[0]))
+
+    def _hand_down(self) -> None:
+        """Give the parts what a scheduler has changed in the groups."""
+        for group, part in zip(self.param_groups, self._parts, strict=True):
+            part.param_groups[0].update(_options(group))
+
+
+def _options(group: dict) -> dict:
+    return {key: value for key, value in group.items() if key != "params"}

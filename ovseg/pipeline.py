@@ -258,7 +258,7 @@ def _names_of_each(names: Sequence[str] | Sequence[Sequence[str]], count: int) -
     if isinstance(names, str):
         raise ValueError(f"names must be a list, got the text {names!r}; write [{names!r}]")
     rows = [names] * count if all(isinstance(n, str) for n in names) else list(names)
-    if not count or not any(rows) or len(rows) != count:
+    if not count or not any(rows) or len(rows) != count or any(isinstance(r, str) for r in rows):
         raise ValueError(
             f"give at least one prompt and name, and one list of names, or one per prompt; got "
             f"{count} prompts and names = {names}"

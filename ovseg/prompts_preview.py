@@ -33,9 +33,10 @@ def main(argv: Sequence[str]) -> None:
     files = ", ".join(map(str, args.config))
     data = _data(args.config, files)
     stream = _stream(data, args.stream, files)
-    vocabulary = Vocabulary.load(data["vocabulary"], str(data.get("split", "1")))
-    prompts = _build(stream["prompts"])
-    seed = stream.get("seed", 0) if args.seed is None else args.seed
+    name = _build("vocabulary", str, data["vocabulary"])
+    vocabulary = Vocabulary.load(name, str(data.get("split", "1")))
+    prompts = _build("prompts", Prompts, stream["prompts"])
+    seed = _build("seed", int, stream.get("seed", 0)) if args.seed is None else args.seed
     requests = [prompts.request(index, vocabulary, seed) for index in range(args.n)]
     if args.json:
         for request in requests:
@@ -132,10 +133,13 @@ def _at(config: Any, *keys: str) -> Mapping[str, Any]:
     return config if isinstance(config, Mapping) else {}
 
 
-def _build(config: Any) -> Prompts:
+def _build(name: str, kind: type, value: Any) -> Any:
+    """Return what `predict` would make of an argument."""
+    if value is None:
+        raise ValueError(f"{name} is null: give it a value")
     parser = ArgumentParser(exit_on_error=False)
-    parser.add_argument("--prompts", type=Prompts, required=True)
-    return parser.instantiate(parser.parse_object({"prompts": config})).prompts
+    parser.add_argument(f"--{name}", type=kind, required=True)
+    return parser.instantiate(parser.parse_object({name: value}))[name]
 
 
 def _facts(request: Request, vocabulary: Vocabulary) -> dict:

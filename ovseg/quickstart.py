@@ -13,14 +13,16 @@ import math
 import signal
 import sys
 from collections.abc import Sequence
+from contextlib import ExitStack
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from ovseg.data.json_file import read_json
 from ovseg.errors import VerbParser
-from ovseg.steps import Step, StepFailed, run_steps, write_text
+from ovseg.steps import Step, StepFailed, locked, run_steps, write_text
 from ovseg.vocabulary import Vocabulary
 
 STAGES = (
@@ -32,6 +34,10 @@ STAGES = (
     "4_segmenter",
     "4_supervised",
 )
+SETTINGS = ("split", "seed", "scale")
+RUN = "quickstart.json"
+"""Holds the settings of a folder's run."""
+
 WRITTEN = "runs/clipart"
 """Where the shipped configs write to."""
 
@@ -49,28 +55,32 @@ def main(argv: Sequence[str]) -> int:
     """Run or resume the chain, and show its report.
 
     Raises:
-        ValueError: If an argument is wrong, or the folder holds another run.
+        ValueError: If an argument is wrong, or the folder holds another run or a damaged one.
         PermissionError: If the folder cannot be written.
     """
     args = _parse(argv)
     Vocabulary.load("clipart", args.split)  # an unknown split is told before anything is made
     out = args.out.absolute()
-    settings = {key: getattr(args, key) for key in ("split", "seed", "scale")}
-    try:
-        _settle(out, settings)
-        write_configs(out, settings)
-    except OSError as error:
-        reason = f"cannot write to {out} ({error.strerror}): choose another --out"
-        raise PermissionError(reason) from None
-    # so that the child is ended too
-    before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    try:
-        run_steps(out, plan(out), {"TOKENIZERS_PARALLELISM": "false"})
-    except StepFailed as error:
-        print(f"ovseg quickstart: {error}", flush=True)
-        return error.code
-    finally:
-        signal.signal(signal.SIGTERM, before)
+    settings = {key: getattr(args, key) for key in SETTINGS}
+    _check(out, settings)  # before it waits for a run that it would refuse
+    with ExitStack() as held:
+        try:
+            lock = held.enter_context(locked(out))
+            _check(out, settings)
+            write_text(out / RUN, json.dumps(settings))
+            write_configs(out, settings)
+        except OSError as error:
+            reason = f"cannot write to {out} ({error.strerror}): choose another --out"
+            raise PermissionError(reason) from None
+        # so that the child is ended too
+        before = signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+        try:
+            run_steps(out, plan(out), {"TOKENIZERS_PARALLELISM": "false"}, lock)
+        except StepFailed as error:
+            print(f"ovseg quickstart: {error}", flush=True)
+            return error.code
+        finally:
+            signal.signal(signal.SIGTERM, before)
     from ovseg.report.terminal import show
 
     show(json.loads((out / "report.json").read_text(encoding="utf-8")))
@@ -158,18 +168,24 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     return args
 
 
-def _settle(out: Path, settings: dict) -> None:
-    """Make the folder a run's own.
+def run_settings(out: Path) -> dict[str, Any]:
+    """Read the settings of a folder's run.
 
     Raises:
-        ValueError: If it is another run's.
+        FileNotFoundError: If the folder holds no run.
+        ValueError: If the file is damaged.
     """
-    path = out / "quickstart.json"
-    if path.is_file():
-        there = json.loads(path.read_text(encoding="utf-8"))
-        if there != settings:
-            raise ValueError(
-                f"{out} holds a run with {there}, not {settings}: choose another --out"
-            )
-        return
-    write_text(path, json.dumps(settings))
+    path = out / RUN
+    if not path.is_file():
+        raise FileNotFoundError(f"no {path}: run `ovseg quickstart --out {out}` to its end")
+    return read_json(path, SETTINGS, "delete it and run `ovseg quickstart` again")
+
+
+def _check(out: Path, settings: dict) -> None:
+    """Refuse a folder that holds another run.
+
+    Raises:
+        ValueError: If it does, or what it holds cannot be told.
+    """
+    if (out / RUN).is_file() and (there := run_settings(out)) != settings:
+        raise ValueError(f"{out} holds a run with {there}, not {settings}: choose another --out")

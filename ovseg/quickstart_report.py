@@ -12,10 +12,13 @@ from ovseg.annotators.base import Annotator
 from ovseg.annotators.mmseg import MMSegAnnotator
 from ovseg.clipart.training.measure import annotator_iou
 from ovseg.data.found import FoundStream
+from ovseg.data.json_file import read_json
 from ovseg.metrics import SegmentationIoU
+from ovseg.quickstart import run_settings
 from ovseg.report import page
 from ovseg.report.numbers import COLUMNS, METHODS, SCORES, TRAINED, TRAINED_ON
 from ovseg.report.pictures import Picture, load_pictures
+from ovseg.results import RESULTS
 from ovseg.steps import seconds, write_text
 from ovseg.structures import DiffusionSample, Entities, to_label_map
 from ovseg.vocabulary import Vocabulary
@@ -37,9 +40,9 @@ def make(out: Path) -> None:
 
     Raises:
         FileNotFoundError: If the folder holds no run, or not all of its results.
+        ValueError: If one of its files is damaged.
     """
-    settings = _read(out / "quickstart.json")
-    vocabulary = Vocabulary.load("clipart", settings["split"])
+    vocabulary = Vocabulary.load("clipart", run_settings(out)["split"])
     oracle = MMSegAnnotator("clipart", classes="all")
     oracle.bind(vocabulary)
     quality = annotator_iou(oracle, vocabulary, SCENES)["miou"]
@@ -60,13 +63,11 @@ def collect(out: Path, vocabulary: Vocabulary, oracle: Annotator, quality: float
     Raises:
         FileNotFoundError: If a stage's results are missing.
     """
-    grounding = {name: _read(out / folder / "results.json") for name, folder in TRAINED.items()}
+    grounding = {name: _read(out, folder) for name, folder in TRAINED.items()}
     columns = {name: FoundStream(str(out / "1_annotated" / name)) for name in COLUMNS}
     train = FoundStream(str(out / "1_annotated" / "train"))
     synthetic = FoundStream(str(out / "3_synthetic"))
-    segmentation = {
-        name: _read(out / folder / "results.json")["drawn"] for name, folder in FOLDERS.items()
-    }
+    segmentation = {name: _read(out, folder)["drawn"] for name, folder in FOLDERS.items()}
     labels, unlike = label_quality(synthetic, oracle, vocabulary)
     return {
         "split": vocabulary.split,
@@ -195,7 +196,9 @@ def _percent(share: float) -> float:
     return round(100 * share, 2)
 
 
-def _read(path: Path) -> dict:
+def _read(out: Path, stage: str) -> dict:
+    path = out / stage / RESULTS
     if not path.is_file():
-        raise FileNotFoundError(f"no {path}: run `ovseg quickstart --out {path.parent}` to its end")
-    return json.loads(path.read_text(encoding="utf-8"))
+        raise FileNotFoundError(f"no {path}: run `ovseg quickstart --out {out}` to its end")
+    advice = f"delete {out / 'steps' / stage}.json and run `ovseg quickstart --out {out}` again"
+    return read_json(path, (), advice)

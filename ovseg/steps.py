@@ -3,7 +3,7 @@
 A folder's `steps/` holds one JSON per command: the digest of what it was started with, the seconds
 that it has run, and whether it is done. A command that is done with the same digest is not run
 again; one that was killed is run again and resumes by its own means (shards that exist, the last
-checkpoint); one whose digest differs has its results removed first, as have all after it.
+checkpoint); one whose digest differs has its results removed first, as have all that follow it.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ import subprocess
 import sys
 import time
 import zipfile
-from collections.abc import Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -43,6 +43,7 @@ class Step:
         stage: Under which name its seconds are summed.
         arguments: Verb and arguments.
         configs: Files that the arguments name and whose content decides the result.
+        after: Name of the earlier step whose results it uses; the one just before it by default.
     """
 
     name: str
@@ -50,9 +51,10 @@ class Step:
     stage: str
     arguments: tuple[str, ...]
     configs: tuple[Path, ...] = ()
+    after: str = ""
 
     def digest(self, before: str, folder: Path) -> str:
-        """Hex digest of the command, its configs, and the step before it, wherever they lie.
+        """Hex digest of the command, its configs, and the step that it follows, wherever they lie.
 
         Below the folder, that is: its absolute path is taken out of them.
         """
@@ -79,21 +81,25 @@ class StepFailed(Exception):
         self.code = code
 
 
-def run_steps(folder: Path, steps: Sequence[Step], environment: dict[str, str]) -> None:
+def run_steps(
+    folder: Path, steps: Sequence[Step], environment: dict[str, str], lock: int | None = None
+) -> None:
     """Run what is not done yet, in order.
 
     Args:
         folder: Folder of all results.
         steps: The chain; a step may use the results of those before it.
         environment: Variables added to the children's environment.
+        lock: What `locked` gave, if the folder is held already.
 
     Raises:
         StepFailed: If a command fails; what was done stays done.
     """
-    digest = ""
-    with _locked(folder) as lock:
+    digest, digests = "", {}
+    with locked(folder) if lock is None else nullcontext(lock) as lock:
         for number, step in enumerate(steps, start=1):
-            digest = step.digest(digest, folder)
+            digest = step.digest(digests[step.after] if step.after else digest, folder)
+            digests[step.name] = digest
             record = _load(folder, step)
             if record and record["digest"] != digest:
                 shutil.rmtree(folder / step.name, ignore_errors=True)
@@ -104,6 +110,19 @@ def run_steps(folder: Path, steps: Sequence[Step], environment: dict[str, str]) 
                 continue
             print(f"{head}\n      ovseg {shlex.join(step.arguments)}", flush=True)
             _run(folder, step, digest, record["seconds"] if record else 0.0, environment, lock)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[int]:
+    """Hold a folder and give the lock; waits while another process, or a child it left, does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            print(f"waiting for a process that still works in {folder} ...", flush=True)
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield file.fileno()
 
 
 def seconds(folder: Path) -> dict[str, float]:
@@ -141,8 +160,8 @@ def write_text(path: Path, text: str) -> None:
 
 
 def partial_of(path: Path) -> Path:
-    """Return where a small file is written before it gets its name."""
-    return path.with_name(f".{path.name}.tmp")
+    """Return where this process writes a small file before it gets its name."""
+    return path.with_name(f".{path.name}.{os.getpid()}.tmp")
 
 
 def _run(
@@ -201,16 +220,3 @@ def _load(folder: Path, step: Step) -> dict | None:
 
 def _save(folder: Path, step: Step, record: dict) -> None:
     write_text(_record_path(folder, step), json.dumps(record))
-
-
-@contextmanager
-def _locked(folder: Path):
-    """Hold the folder; waits while another process, or a child that one left behind, does."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / ".lock", "w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            print(f"waiting for a process that still works in {folder} ...", flush=True)
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield file.fileno()

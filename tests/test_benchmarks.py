@@ -22,6 +22,7 @@ from ovseg.grounders.probe import ProbeGrounder
 from ovseg.modules.grounding import GroundingModule
 from ovseg.quickstart import write_configs
 from ovseg.report.numbers import COLUMNS, METHODS, SCORES
+from ovseg.steps import write_text
 from ovseg.structures import Annotation, FeatureSpec
 from ovseg.vocabulary import Vocabulary
 
@@ -191,10 +192,12 @@ def fake_report(unseen: float) -> dict:
 
 
 def test_mean_and_spread_over_runs(benchmark, tmp_path, capsys):
-    seeds = benchmark("splits_and_seeds")
+    seeds, settings = benchmark("splits_and_seeds"), {"split": "1", "seed": 0, "scale": 1.0}
     for name, unseen in (("split-1_seed-0", 80.0), ("split-2_seed-0", 86.0)):
         (tmp_path / name).mkdir()
         (tmp_path / name / "report.json").write_text(json.dumps(fake_report(unseen)))
+        (tmp_path / name / "quickstart.json").write_text(json.dumps(settings))
+    assert not seeds.collect(tmp_path, 0.01)
     result = seeds.summary(seeds.collect(tmp_path))
     assert result["numbers"]["probe two_unseen"] == {
         **{"mean": 83.0, "min": 80.0, "max": 86.0, "runs": 2},
@@ -211,6 +214,20 @@ def test_mean_and_spread_over_runs(benchmark, tmp_path, capsys):
     assert capsys.readouterr().out.count("MISSED") == 2
 
 
+def test_runs_of_another_scale_are_not_taken_as_done(benchmark, tmp_path, monkeypatch, capfd):
+    seeds, folder = benchmark("splits_and_seeds"), tmp_path / "split-1_seed-0"
+    write_text(folder / "report.json", json.dumps(fake_report(80.0)))
+    write_text(folder / "quickstart.json", json.dumps({"split": "1", "seed": 0, "scale": 0.01}))
+    monkeypatch.setattr(seeds, "SPLITS", ("1",))
+    monkeypatch.setattr(seeds, "SEEDS", (0,))
+    monkeypatch.setattr("sys.argv", ["splits_and_seeds.py", "--out", str(tmp_path)])
+    with pytest.raises(SystemExit) as ended:
+        seeds.main()
+    assert ended.value.code == 2
+    assert "holds a run with" in capfd.readouterr().err
+    assert not (tmp_path / "splits_and_seeds.json").exists()
+
+
 def test_dataset_sizes(benchmark, tmp_path, capsys):
     sizes = benchmark("dataset_size")
     write_configs(tmp_path / "run", {"split": "1", "seed": 0, "scale": 1.0})
@@ -221,11 +238,12 @@ def test_dataset_sizes(benchmark, tmp_path, capsys):
     stream = last["data"]["init_args"]["train"]["init_args"]
     assert stream == {"path": str(tmp_path / "out" / "synthetic"), "limit": 2000}
     assert str(tmp_path / "run") not in json.dumps([last["trainer"], last["data"]])
-    for size, value in ((2000, 70.0), (250, 60.0)):
+    assert [step.after for step in steps] == ["", "synthetic", "synthetic"]
+    for size, value in ((2000, 70.0), (250, 60.0), (500, 10.0)):
         (tmp_path / f"images_{size}").mkdir()
         scores = {"drawn": dict.fromkeys(SCORES, value)}
         (tmp_path / f"images_{size}" / "results.json").write_text(json.dumps(scores))
-    table = sizes.collect(tmp_path)
+    table = sizes.collect(tmp_path, (2000, 250))
     assert list(table) == [250, 2000] and table[250]["harmonic"] == 60.0
     sizes.show(table, dict.fromkeys(SCORES, 81.5), Console(width=100))
     assert "81.5" in capsys.readouterr().out

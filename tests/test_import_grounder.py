@@ -77,7 +77,23 @@ def test_the_tool_refuses_in_one_line(sd_like, tiny_pipeline, tmp_path, capsys):
     torch.save({"x": Path("x")}, tmp_path / "pickled.pth")
     good = config(tmp_path / "good.yaml", sd_like)
     few = config(tmp_path / "few.yaml", tiny_pipeline, ["mid_block"])
+    (tmp_path / "empty.pth").touch()
+    (tmp_path / "text.pth").write_text("hello world\n")
+    texts = {"word": "hello", "empty": "", "no_data": "data:", "broken": "data: ["}
+    texts["no_backbone"] = "data: {init_args: {backbone: null, vocabulary: clipart}}"
+    texts["odd"] = "data: {init_args: {backbone: 3, vocabulary: [1]}}"
+    configs = {name: tmp_path / f"{name}.yaml" for name in texts}
+    for name, text in texts.items():
+        configs[name].write_text(text)
     for checkpoint, settings, line in (
+        ("empty.pth", good, "empty.pth is no file of weights"),
+        ("text.pth", good, "text.pth is no file of weights"),
+        ("other.pth", configs["word"], "word.yaml names no data.init_args"),
+        ("other.pth", configs["empty"], "empty.yaml names no data.init_args"),
+        ("other.pth", configs["no_data"], "no_data.yaml names no data.init_args"),
+        ("other.pth", configs["no_backbone"], "no_backbone.yaml names no data.init_args"),
+        ("other.pth", configs["broken"], "broken.yaml is no YAML"),
+        ("other.pth", configs["odd"], "no vocabulary '[1]'"),
         ("absent.pth", good, "no file"),
         ("other.pth", tmp_path / "absent.yaml", "no file"),
         ("other.pth", few, "reads the 25 blocks"),

@@ -77,3 +77,20 @@ def test_masks_can_be_filtered_along_edges(tiny_grounder, tmp_path, capsys, monk
     assert plain["columns"] == guided["columns"]  # this filter does nothing
     TOOL["show"]([guided], Console(width=140))
     assert "guided 3" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (["--scenes", "0"], "--scenes must be >= 1, got 0"),
+        (["--samples", "1", "0"], "--samples must be >= 1, got 1 0"),
+        (["--inversion-steps", "-1"], "--inversion-steps must be >= 0, got -1"),
+        (["--guided", "2", "-1"], "--guided must be >= 0, got 2 -1"),
+        (["--grounder", "nowhere/at/all"], "no grounder in nowhere/at/all"),
+    ],
+)
+def test_wrong_arguments_are_one_line(arguments, line, tmp_path, capsys):
+    out = tmp_path / "ways.json"
+    assert TOOL["main"]([*arguments, "--out", str(out)]) == 2
+    error = capsys.readouterr().err
+    assert line in error and error.count("\n") == 1 and not out.exists()

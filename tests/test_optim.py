@@ -81,3 +81,40 @@ def test_kernels_that_are_not_contiguous_are_refused():
     model = net().to(memory_format=torch.channels_last)
     with pytest.raises(ValueError, match="contiguous"):
         MuonAdamW(model.parameters())
+
+
+def test_kernels_are_clipped_like_all_else():
+    model = net()
+    optimizer = MuonAdamW(model.parameters())
+    (100 * model(torch.ones(4, 3, 4, 4))).square().mean().backward()
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in model.parameters()}
+    torch.nn.utils.clip_grad_norm_(held, 1.0)
+    norm = torch.stack([p.grad.norm() for p in model.parameters()]).norm()
+    assert norm == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_kernel_s_overflow_in_mixed_precision_changes_no_weight():
+    model = net()
+    optimizer, scaler = MuonAdamW(model.parameters()), torch.amp.GradScaler("cpu", init_scale=8.0)
+    before = [p.detach().clone() for p in model.parameters()]
+    scaler.scale(model(torch.ones(4, 3, 4, 4)).square().mean()).backward()
+    scaled = model[3].weight.grad.clone()
+    model[0].weight.grad[0, 0, 0, 0] = float("inf")
+    scaler.unscale_(optimizer)
+    assert torch.equal(model[3].weight.grad, scaled / 8)
+    scaler.step(optimizer)
+    assert all(torch.equal(a, b) for a, b in zip(before, model.parameters(), strict=True))
+
+
+def test_a_loaded_state_brings_its_learning_rate():
+    optimizer = MuonAdamW(net().parameters(), lr=0.1)
+    torch.optim.lr_scheduler.StepLR(optimizer, 1)
+    for group in optimizer.param_groups:
+        group["lr"] = 0.02
+    state = optimizer.state_dict()
+    inner = [group for part in state["parts"] for group in part["param_groups"]]
+    assert [(g["lr"], g["initial_lr"]) for g in inner] == [(0.02, 0.1)] * 2
+    other = MuonAdamW(net().parameters(), lr=0.5)
+    other.load_state_dict(state)
+    assert [(g["lr"], g["initial_lr"]) for g in other.param_groups] == [(0.02, 0.1)] * 2

@@ -106,6 +106,7 @@ def test_with_another_backbone(tiny_grounder, pipe, tiny_pipeline):
         ("a house", [], "at least one prompt and name"),
         ([], ["house"], "got 0 prompts"),
         (["a", "b"], [["house"]], "one per prompt"),
+        (["a", "b"], [["house"], "fish"], r"one per prompt; .* names = \[\['house'\], 'fish'\]"),
         ("a <|endoftext|>", ["<|endoftext|>"], "no tokens for the name"),
     ],
 )

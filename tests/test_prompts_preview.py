@@ -28,9 +28,12 @@ RICH = {
 }
 
 
-def config(prompts, **changes) -> dict:
+PLAIN = {"class_path": "ovseg.data.prompts.TemplatePrompts"}
+
+
+def config(prompts, seed=4, **changes) -> dict:
     """Return a stage whose backbone and annotator are not there."""
-    stream = {"prompts": prompts, "annotator": {"class_path": "nowhere.Annotator"}, "seed": 4}
+    stream = {"prompts": prompts, "annotator": {"class_path": "nowhere.Annotator"}, "seed": seed}
     streams = {"mine": {"class_path": "ovseg.data.live.LiveStream", "init_args": stream}}
     streams["other"] = {"class_path": "nowhere.Stream", "init_args": {}}
     arguments = {"vocabulary": "voc", "split": "zs3", "predict": streams} | changes
@@ -189,6 +192,10 @@ def test_no_model_is_imported(stage):
         ([1], "has no data.init_args.vocabulary and predict"),
         (config({}, predict={"a": {"init_args": {}}}), "has no stream with prompts under"),
         (config({}, vocabulary="none"), "no vocabulary 'none'"),
+        (config({}, vocabulary=[1]), "vocabulary: Expected a <class 'str'>. Got value: [1]"),
+        (config({}, vocabulary=None), "vocabulary is null"),
+        (config(PLAIN, seed="x"), "seed: Expected a <class 'int'>. Got value: x"),
+        (config(PLAIN, seed=None), "seed is null"),
         (config({"class_path": "ovseg.data.prompts.NoPrompts"}), "NoPrompts"),
         (
             config(

@@ -3,6 +3,7 @@
 import json
 import re
 import signal
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,28 @@ def test_another_run_s_folder_is_refused(tmp_path, capsys):
     write_text(tmp_path / "quickstart.json", json.dumps({**PLAIN, "seed": 5}))
     assert main(["quickstart", "--out", str(tmp_path)]) == 2
     assert "holds a run with" in capsys.readouterr().err
+
+
+def test_a_damaged_run_is_named(tmp_path, capsys):
+    write_text(tmp_path / "quickstart.json", "")
+    assert main(["quickstart", "--out", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/quickstart.json is no quickstart.json" in error and error.count("\n") == 1
+
+
+def test_nothing_is_written_before_the_folder_is_held(tmp_path, capfd, monkeypatch):
+    there = []
+
+    @contextmanager
+    def hold(folder):
+        there.extend(folder.rglob("*"))
+        write_text(folder / "quickstart.json", json.dumps({**PLAIN, "seed": 5}))  # meanwhile
+        yield 0
+
+    monkeypatch.setattr(quickstart, "locked", hold)
+    assert main(["quickstart", "--out", str(tmp_path / "out")]) == 2
+    assert "holds a run with" in capfd.readouterr().err
+    assert not there and not (tmp_path / "out" / "configs").exists()
 
 
 def test_an_unwritable_folder_is_one_line(tmp_path, capsys):

@@ -1,6 +1,8 @@
 """The report of a quickstart, made from finished stages."""
 
 import json
+import runpy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +12,7 @@ from toy_data import data_module, live_stream, write_dataset
 
 from ovseg import quickstart_report
 from ovseg.__main__ import main
+from ovseg.quickstart import run_settings
 from ovseg.report import page
 from ovseg.report.numbers import COLUMNS, METHODS
 from ovseg.report.pictures import Picture
@@ -146,8 +149,37 @@ def test_page_of_a_finished_run(finished, report):
 
 
 def test_a_missing_result_says_how_to_get_it(tmp_path):
-    with pytest.raises(FileNotFoundError, match="run `ovseg quickstart --out"):
-        quickstart_report.collect(tmp_path, Vocabulary.load("clipart", "1"), None, quality=0.0)
+    for call in (quickstart_report.make, run_settings, _collect):
+        with pytest.raises(FileNotFoundError, match=f"run `ovseg quickstart --out {tmp_path}`"):
+            call(tmp_path)
+
+
+def test_a_damaged_file_is_named(tmp_path):
+    write_text(tmp_path / "quickstart.json", "")
+    with pytest.raises(ValueError, match=f"{tmp_path}/quickstart.json is no quickstart.json"):
+        quickstart_report.make(tmp_path)
+    write_text(tmp_path / "2_grounding" / "results.json", "{")
+    with pytest.raises(ValueError, match="2_grounding/results.json is no .*delete .*2_grounding.j"):
+        _collect(tmp_path)
+
+
+def _collect(folder):
+    quickstart_report.collect(folder, Vocabulary.load("clipart", "1"), None, quality=0.0)
+
+
+def test_the_readme_s_picture(finished, tmp_path, capsys):
+    tool = runpy.run_path(str(Path(__file__).parents[1] / "tools" / "output_picture.py"))["main"]
+    out = tmp_path / "picture.png"
+    for run, more, line in (
+        (tmp_path / "none", [], "run `ovseg quickstart --out"),
+        (tmp_path, [], f"no pictures in {tmp_path}/2_grounding/pictures"),
+        (finished, ["--per-row", "0"], "--per-row must be >= 1, got 0"),
+    ):
+        write_text(tmp_path / "quickstart.json", json.dumps(PLAIN))
+        assert tool(["--run", str(run), "--out", str(out), *more]) == 2
+        error = capsys.readouterr().err
+        assert line in error and error.count("\n") == 1 and not out.exists()
+    assert tool(["--run", str(finished), "--out", str(out)]) == 0 and out.is_file()
 
 
 def test_the_verb_makes_it_again(tmp_path, monkeypatch, capsys):

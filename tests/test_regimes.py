@@ -78,12 +78,12 @@ def test_means_differences_and_the_gap_by_hand(regimes):
         "f_supervised": (80, 80),
     }
     runs = {
-        f"split-{number}": {
+        f"split-1_seed-{number}": {
             name: outcome(a + number, b + number) for name, (a, b) in scores.items()
         }
         for number in (0, 2)
     }
-    result = regimes.summary(runs)
+    result = regimes.summary("both", runs)
     assert result["scores"]["a_one_object"]["seen"] == {
         "mean": 41.0,
         "std": pytest.approx(2**0.5),
@@ -97,19 +97,42 @@ def test_means_differences_and_the_gap_by_hand(regimes):
     assert result["closed of it"]["d_with_real"] == pytest.approx(harmonic - 61)
 
 
+def test_runs_on_the_same_images_are_drawn_together(regimes, monkeypatch):
+    monkeypatch.setattr(regimes, "RESAMPLES", 400)
+    random = np.random.default_rng(0)
+    one, two = outcome(40, 40, images=50), outcome(60, 60, images=50)
+    two.areas[:, 0, 1:] = random.integers(100, size=(50, 2))
+
+    def width(*names):
+        tests = dict.fromkeys(regimes.REGIMES, one) | {"b_two_objects": two}
+        found = regimes.differences("both", dict.fromkeys(names, tests))[0]["harmonic"]
+        return found["high"] - found["low"]
+
+    alone = width("split-1_seed-0")
+    assert width("split-1_seed-0", "split-2_seed-0", "split-3_seed-0") == pytest.approx(alone)
+    assert width("split-1_seed-0", "split-1_seed-1", "split-1_seed-2") < 0.8 * alone
+
+
+def test_tests_of_other_images_are_refused_by_the_stream_s_name(regimes):
+    tests = dict.fromkeys(regimes.REGIMES, outcome(40, 40))
+    runs = {"split-1_seed-0": tests | {"b_two_objects": outcome(40, 40, images=5)}}
+    with pytest.raises(ValueError, match="different images in stream 'both'"):
+        regimes.differences("both", runs)
+
+
 def test_only_whole_runs_count_and_are_shown(regimes, tmp_path, monkeypatch, capsys):
     for number, left_out in ((1, None), (2, "f_supervised")):
         for name in regimes.REGIMES:
             if name != left_out:
-                write_text(tmp_path / f"split-{number}" / name / "results.json", "{}")
+                write_text(tmp_path / f"split-{number}_seed-0" / name / "results.json", "{}")
     tests = {"drawn": outcome(50, 30), "both": outcome(60, 40)}
     monkeypatch.setattr(regimes, "read", lambda folder: tests)
     found = regimes.collect(tmp_path)
     assert {name: list(runs) for name, runs in found.items()} == {
-        "both": ["split-1"],
-        "drawn": ["split-1"],
+        "both": ["split-1_seed-0"],
+        "drawn": ["split-1_seed-0"],
     }
-    regimes.show("drawn", regimes.summary(found["drawn"]), Console(width=120))
+    regimes.show("drawn", regimes.summary("drawn", found["drawn"]), Console(width=120))
     printed = capsys.readouterr().out
     assert "scenes of two objects, 1 runs" in printed
     assert "50.0 ± 0.0" in printed and "+0.0 of the 0.0 from C to F" in printed

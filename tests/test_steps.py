@@ -12,7 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from ovseg.steps import Step, StepFailed, last_checkpoint, run_steps, seconds, write_text
+from ovseg.steps import (
+    Step,
+    StepFailed,
+    last_checkpoint,
+    locked,
+    partial_of,
+    run_steps,
+    seconds,
+    write_text,
+)
 
 VERSION = Step("a", "print the version", "first", ("--version",))
 
@@ -46,6 +55,20 @@ def test_a_changed_config_removes_results_and_runs_the_rest_again(tmp_path, capf
     run(tmp_path, *steps)
     assert "done" not in capfd.readouterr().out
     assert not (tmp_path / "a").exists() and not (tmp_path / "b").exists()
+
+
+def test_a_step_is_run_again_only_if_what_it_follows_was(tmp_path, capfd):
+    config = tmp_path / "b.yaml"
+    config.write_text("x: 1")
+    chain = [VERSION, step("b", "--version", configs=(config,)), step("c", "--version", after="a")]
+    run(tmp_path, *chain)
+    config.write_text("x: 2")
+    capfd.readouterr()
+    run(tmp_path, *chain)
+    printed = capfd.readouterr().out
+    assert printed.count(": done") == 2 and "title of c: done" in printed
+    run(tmp_path, VERSION, chain[2])
+    assert "[2/2] title of c: done" in capfd.readouterr().out
 
 
 def test_the_digest_does_not_depend_on_the_place(tmp_path):
@@ -146,6 +169,18 @@ def test_a_text_that_cannot_be_written_leaves_nothing(tmp_path):
         with pytest.raises(OSError):
             write_text(tmp_path / name, "one")
     assert [path.name for path in tmp_path.iterdir()] == ["folder"]
+
+
+def test_processes_write_a_file_under_names_of_their_own(tmp_path, monkeypatch):
+    first = partial_of(tmp_path / "x.json")
+    monkeypatch.setattr(os, "getpid", lambda: 12345)
+    assert partial_of(tmp_path / "x.json").name == ".x.json.12345.tmp" != first.name
+
+
+def test_a_folder_that_is_held_is_not_held_again(tmp_path):
+    with locked(tmp_path) as lock:
+        run_steps(tmp_path, [VERSION], {}, lock)
+    assert json.loads((tmp_path / "steps" / "a.json").read_text())["done"]
 
 
 SLOW = """

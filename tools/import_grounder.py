@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 import yaml
@@ -56,15 +57,14 @@ def run(checkpoint: Path, out: Path, config: Path, split: str | None, norm: str)
 
     Raises:
         FileNotFoundError: If the checkpoint or the config is missing.
-        ValueError: If weights, backbone and module do not fit together.
+        ValueError: If one of them is not what it should be, or weights, backbone and module do not
+            fit together.
     """
     for path in (checkpoint, config):
         if not path.is_file():
             raise FileNotFoundError(f"no file {path}")
-    data = yaml.safe_load(config.read_text(encoding="utf-8")).get("data", {}).get("init_args", {})
-    if not {"backbone", "vocabulary"} <= set(data):
-        raise ValueError(f"{config} names no data.init_args.backbone and vocabulary")
-    vocabulary = Vocabulary.load(data["vocabulary"], split or str(data.get("split", "1")))
+    data = _arguments(config)
+    vocabulary = Vocabulary.load(str(data["vocabulary"]), split or str(data.get("split", "1")))
     backbone = _backbone(data["backbone"])
     spec = backbone.feature_spec
     if tuple(spec.taps) != SD1_TAPS or (spec.steps, spec.branches) != (1, 2):
@@ -78,14 +78,32 @@ def run(checkpoint: Path, out: Path, config: Path, split: str | None, norm: str)
     save_grounder(grounder, out, backbone, vocabulary)
 
 
-def _backbone(value: dict) -> DiffusionBackbone:
+def _arguments(config: Path) -> Mapping[str, Any]:
+    """Return the arguments of a config's data module."""
+    try:
+        data = yaml.safe_load(config.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ValueError(f"{config} is no YAML: {error}") from None
+    for key in ("data", "init_args"):
+        data = data.get(key) if isinstance(data, Mapping) else None
+    if not isinstance(data, Mapping) or None in (data.get("backbone"), data.get("vocabulary")):
+        raise ValueError(f"{config} names no data.init_args.backbone and vocabulary")
+    return data
+
+
+def _backbone(value: Any) -> DiffusionBackbone:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_subclass_arguments(DiffusionBackbone, "backbone")
     return parser.instantiate(parser.parse_object({"backbone": value})).backbone
 
 
 def _weights(path: Path) -> Mapping[str, torch.Tensor]:
-    state = torch.load(path, map_location="cpu", weights_only=True)
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # of text and damaged bytes the unpickler raises many kinds
+        if one_line(error):
+            raise
+        raise ValueError(f"{path} is no file of weights: it is damaged, or a text") from None
     for key in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
             state = state[key]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -28,6 +29,7 @@ from ovseg import GroundedDiffusion
 from ovseg.annotators.guided import follow_edges
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.prompts import fill
+from ovseg.errors import one_line
 from ovseg.grounders.folder import folder_digest, read_config
 from ovseg.metrics import GroundingIoU
 from ovseg.steps import write_text
@@ -175,7 +177,7 @@ def plot(rows: list[dict], path: Path) -> None:
     figure.savefig(path, dpi=110)
 
 
-def main() -> None:
+def main(argv: Sequence[str] | None = None) -> int:
     """Measure, print and plot; what is in ``--out`` already is not measured again."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     add = parser.add_argument
@@ -185,7 +187,35 @@ def main() -> None:
     add("--inversion-steps", type=int, nargs="*", default=[], help="invert, in so many steps")
     add("--guided", type=int, nargs="*", default=[], help="filter masks along edges, radius")
     add("--out", type=Path, default=Path("runs/measure_grounder.json"))
-    args = parser.parse_args()
+    args = parser.parse_args(argv)
+    try:
+        run(args)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"measure_grounder: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def run(args: argparse.Namespace) -> None:
+    """Do what the arguments ask for.
+
+    Raises:
+        FileNotFoundError: If there is no such grounder.
+        ValueError: If a number is too small.
+    """
+    for option, values, least in (
+        ("--scenes", [args.scenes], 1),
+        ("--samples", args.samples, 1),
+        ("--inversion-steps", args.inversion_steps, 0),
+        ("--guided", args.guided, 0),
+    ):
+        if min(values, default=least) < least:
+            raise ValueError(f"{option} must be >= {least}, got {' '.join(map(str, values))}")
+    for grounder in args.grounder:  # before the first is measured for minutes
+        folder_digest(grounder)
     noise = [(0, samples) for samples in args.samples]
     inversion = [(steps, 1) for steps in args.inversion_steps]
     guided = [(0, 1, radius) for radius in args.guided]
@@ -196,4 +226,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -6,12 +6,15 @@ python tools/output_picture.py --run runs/quickstart --out docs/output.png
 from __future__ import annotations
 
 import argparse
-import json
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from ovseg.errors import one_line
+from ovseg.quickstart import run_settings
 from ovseg.report.pictures import Picture, load_pictures, overlay
 from ovseg.vocabulary import Vocabulary
 
@@ -44,31 +47,52 @@ def tile(picture: Picture, vocabulary: Vocabulary) -> Image.Image:
     return canvas
 
 
-def main() -> None:
-    """Lay out a row per test column of two objects."""
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the picture."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--run", type=Path, default=Path("runs/quickstart"))
     parser.add_argument("--out", type=Path, default=Path("docs/output.png"))
     parser.add_argument("--per-row", type=int, default=2)
-    args = parser.parse_args()
-    settings = json.loads((args.run / "quickstart.json").read_text(encoding="utf-8"))
-    vocabulary = Vocabulary.load("clipart", settings["split"])
-    folder = args.run / "2_grounding" / "pictures"
+    args = parser.parse_args(argv)
+    try:
+        lay_out(args.run, args.per_row).save(args.out, optimize=True)
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"output_picture: {line}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def lay_out(run: Path, per_row: int) -> Image.Image:
+    """Lay out a row per test column of two objects.
+
+    Raises:
+        FileNotFoundError: If the folder holds no run, or no pictures of it.
+        ValueError: If a row would be empty.
+    """
+    if per_row < 1:
+        raise ValueError(f"--per-row must be >= 1, got {per_row}")
+    vocabulary = Vocabulary.load("clipart", run_settings(run)["split"])
+    folder = run / "2_grounding" / "pictures"
     rows = [
-        [tile(picture, vocabulary) for picture in load_pictures(folder / column, args.per_row)]
+        [tile(picture, vocabulary) for picture in load_pictures(folder / column, per_row)]
         for column in COLUMNS
     ]
     if not all(rows):
-        raise SystemExit(f"no pictures in {folder}: run `ovseg quickstart --out {args.run}` first")
+        raise FileNotFoundError(
+            f"no pictures in {folder}: run `ovseg quickstart --out {run}` first"
+        )
     width, height = rows[0][0].size
     sheet = Image.new(
-        "RGB", (args.per_row * (width + GAP) + GAP, len(rows) * (height + GAP) + GAP), "white"
+        "RGB", (per_row * (width + GAP) + GAP, len(rows) * (height + GAP) + GAP), "white"
     )
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
             sheet.paste(picture, (GAP + x * (width + GAP), GAP + y * (height + GAP)))
-    sheet.save(args.out, optimize=True)
+    return sheet
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
