@@ -9,10 +9,11 @@ from __future__ import annotations
 import argparse
 import pickle
 import re
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import NoReturn
+from typing import Any, NoReturn
 
 WRAPPERS = re.compile(
     r"^\W*(Parser key \"|Does not validate against|Problem with given class_path|"
@@ -31,6 +32,23 @@ class VerbParser(argparse.ArgumentParser):
             ValueError: Always.
         """
         raise ValueError(message)
+
+
+def run_tool(name: str, run: Callable[[], Any]) -> int:
+    """Run what a tool does, for its exit code.
+
+    Returns:
+        0, or 2 after one line of an error that is the user's to mend; others are raised.
+    """
+    try:
+        run()
+    except Exception as error:
+        line = one_line(error)
+        if line is None:
+            raise
+        print(f"{name}: {line}", file=sys.stderr)
+        return 2
+    return 0
 
 
 def one_line(error: BaseException) -> str | None:

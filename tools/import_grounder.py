@@ -17,7 +17,7 @@ from jsonargparse import ArgumentParser
 
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.backbones.taps import SD1_TAPS
-from ovseg.errors import one_line
+from ovseg.errors import one_line, run_tool
 from ovseg.grounders.folder import save_grounder
 from ovseg.grounders.fusion import FusionGrounder
 from ovseg.grounders.released import convert
@@ -40,16 +40,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="of its normalisation: each image's, as the released test code does, or the stored",
     )
     args = parser.parse_args(argv)
-    try:
-        run(args.checkpoint, args.out, args.config, args.split, NORMS[args.statistics])
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"import_grounder: {line}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: use it as the folder of a GrounderAnnotator, or by from_pretrained")
-    return 0
+    given = (args.checkpoint, args.out, args.config, args.split, NORMS[args.statistics])
+    code = run_tool("import_grounder", lambda: run(*given))
+    if code == 0:
+        print(f"{args.out}: use it as the folder of a GrounderAnnotator, or by from_pretrained")
+    return code
 
 
 def run(checkpoint: Path, out: Path, config: Path, split: str | None, norm: str) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from ovseg.errors import one_line
+from ovseg.errors import run_tool
 from ovseg.kept import check_replaceable
 from ovseg.segmenters.folder import save_segmenter
 from ovseg.segmenters.loading import BACKGROUND, class_names
@@ -40,17 +40,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         help="classes whose masks it has learnt from: all, seen, or keys with commas between",
     )
     args = parser.parse_args(argv)
-    try:
+
+    def convert() -> None:
         vocabulary = Vocabulary.load(args.vocabulary, args.split)
         run(args.config, args.checkpoint, args.out, vocabulary, args.trained_on)
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"import_segmenter: {line}", file=sys.stderr)
-        return 2
-    print(f"{args.out}: use it as `checkpoint_folder: {args.out}` of an MMSegAnnotator")
-    return 0
+
+    code = run_tool("import_segmenter", convert)
+    if code == 0:
+        print(f"{args.out}: use it as `checkpoint_folder: {args.out}` of an MMSegAnnotator")
+    return code
 
 
 def run(config: Path, checkpoint: Path, out: Path, vocabulary: Vocabulary, trained_on: str) -> None:

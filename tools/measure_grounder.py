@@ -29,7 +29,7 @@ from ovseg import GroundedDiffusion
 from ovseg.annotators.guided import follow_edges
 from ovseg.clipart.stream import DrawnScenes
 from ovseg.data.prompts import fill
-from ovseg.errors import one_line
+from ovseg.errors import run_tool
 from ovseg.grounders.folder import folder_digest, read_config
 from ovseg.metrics import GroundingIoU
 from ovseg.steps import write_text
@@ -188,15 +188,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     add("--guided", type=int, nargs="*", default=[], help="filter masks along edges, radius")
     add("--out", type=Path, default=Path("runs/measure_grounder.json"))
     args = parser.parse_args(argv)
-    try:
-        run(args)
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"measure_grounder: {line}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool("measure_grounder", lambda: run(args))
 
 
 def run(args: argparse.Namespace) -> None:

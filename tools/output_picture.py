@@ -13,7 +13,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from ovseg.errors import one_line
+from ovseg.errors import run_tool
 from ovseg.quickstart import run_settings
 from ovseg.report.pictures import Picture, load_pictures, overlay
 from ovseg.vocabulary import Vocabulary
@@ -54,15 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--out", type=Path, default=Path("docs/output.png"))
     parser.add_argument("--per-row", type=int, default=2)
     args = parser.parse_args(argv)
-    try:
-        lay_out(args.run, args.per_row).save(args.out, optimize=True)
-    except Exception as error:
-        line = one_line(error)
-        if line is None:
-            raise
-        print(f"output_picture: {line}", file=sys.stderr)
-        return 2
-    return 0
+    return run_tool(
+        "output_picture", lambda: lay_out(args.run, args.per_row).save(args.out, optimize=True)
+    )
 
 
 def lay_out(run: Path, per_row: int) -> Image.Image:

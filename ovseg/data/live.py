@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from textwrap import shorten
 
 import torch
 
 from ovseg.annotators.base import Annotator, practices_of, taught_by
 from ovseg.backbones.base import DiffusionBackbone
 from ovseg.data.base import UNSEEN_NAMES, WritableStream
-from ovseg.data.prompts import Prompts
+from ovseg.data.prompts import Prompts, refuse_undrawable
 from ovseg.quality import Filter
 from ovseg.structures import Batch, to_label_map
 from ovseg.vocabulary import Vocabulary
@@ -101,23 +100,9 @@ class LiveStream(WritableStream):
         self.annotator.check(backbone)
         self.prompts.check(backbone, self.vocabulary)
         if not self.prompts.costly:
-            self._check_requests(backbone)
-
-    def _check_requests(self, backbone: DiffusionBackbone) -> None:
-        """Refuse now what sampling would refuse in the middle."""
-        refused, count = [], min(len(self), LOOKED_AT)
-        for index in range(count):
-            request = self.prompts.request(index, self.vocabulary, self.seed)
-            try:
-                backbone.check_request(request)
-            except ValueError as error:
-                refused.append((shorten(request.prompt, 60, placeholder=" ..."), error))
-        if refused:
-            prompt, error = refused[0]
-            raise ValueError(
-                f"{len(refused)} of the first {count} prompts cannot be drawn by this model, first "
-                f"{prompt!r}: {error}"
-            )
+            count = min(len(self), LOOKED_AT)
+            requests = (self.prompts.request(i, self.vocabulary, self.seed) for i in range(count))
+            refuse_undrawable(backbone, requests, f"the first {count} prompts")
 
     def to(self, device: torch.device) -> None:
         """Move the annotator."""

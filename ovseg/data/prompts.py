@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -53,6 +54,34 @@ class Prompts(ABC):
     def counts(self) -> dict[str, int]:
         """Return how many of the requests made so far came about in which way; {}: all in one."""
         return {}
+
+
+def refuse_undrawable(
+    backbone: DiffusionBackbone, requests: Iterable[Request], what: str, advice: str = ""
+) -> None:
+    """Refuse requests that a backbone would refuse when it is to sample them.
+
+    Args:
+        backbone: Is asked for each, and samples none.
+        requests: All are looked at.
+        what: They are, in words, with their number.
+        advice: Follows the reason.
+
+    Raises:
+        ValueError: If there are some; says how many, and of the first what is wrong with it.
+    """
+    refused = []
+    for request in requests:
+        try:
+            backbone.check_request(request)
+        except ValueError as error:
+            refused.append((shorten(request.prompt, 60, placeholder=" ..."), error))
+    if refused:
+        prompt, error = refused[0]
+        raise ValueError(
+            f"{len(refused)} of {what} cannot be drawn by this model, first {prompt!r}: "
+            f"{error}{advice}"
+        )
 
 
 class TemplatePrompts(Prompts):

@@ -8,13 +8,12 @@ from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from pathlib import Path
-from textwrap import shorten
 from typing import Literal, NamedTuple
 
 import numpy as np
 
 from ovseg.backbones.base import DiffusionBackbone
-from ovseg.data.prompts import Prompts, sample_seed
+from ovseg.data.prompts import Prompts, refuse_undrawable, sample_seed
 from ovseg.data.prompts_choice import permutation
 from ovseg.data.prompts_words import composed, first_names
 from ovseg.structures import Entity, Request
@@ -98,19 +97,10 @@ class CaptionPrompts(Prompts):
         Raises:
             ValueError: If there are some; says of the first what is wrong with it.
         """
-        captions, refused = self._usable(vocabulary), []
-        for caption in captions:
-            request = Request(0, 0, caption.text, caption.entities, self.negative_prompt)
-            try:
-                backbone.check_request(request)
-            except ValueError as error:
-                refused.append((shorten(caption.text, 60, placeholder=" ..."), error))
-        if refused:
-            text, error = refused[0]
-            raise ValueError(
-                f"{len(refused)} of {len(captions)} captions of {self.file} cannot be drawn by "
-                f"this model, first {text!r}: {error}, or lower max_words, {self.max_words}"
-            )
+        captions = self._usable(vocabulary)
+        requests = (Request(0, 0, c.text, c.entities, self.negative_prompt) for c in captions)
+        what = f"{len(captions)} captions of {self.file}"
+        refuse_undrawable(backbone, requests, what, f", or lower max_words, {self.max_words}")
 
     def describe(self) -> dict:
         """Return the arguments, the file's digest, and how many captions are used and left out.

@@ -134,7 +134,8 @@ class GroundingModule(ScoredModule):
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss over the found entities and the negatives, and that of presence."""
         self._check(batch, "train")
-        entities, found = batch.entities, (shown_here := shown(batch))
+        entities, visible = batch.entities, shown(batch)
+        found = visible
         if self.empty_missed:
             missed = entities.valid & ~batch.found
             found = found | (missed & torch.isin(entities.class_ids, self._teachable_ids))
@@ -147,7 +148,7 @@ class GroundingModule(ScoredModule):
         logits = self.grounder(batch.features, entities)
         loss = grounding_loss(logits, targets, pixels, found, self.dice)
         if self.grounder.learns_presence:
-            loss = loss + self._presence_loss(batch, logits[:, :names], shown_here)
+            loss = loss + self._presence_loss(batch, logits[:, :names], visible)
         self.log("train/loss", loss.detach(), prog_bar=True, batch_size=len(batch))
         return loss
 
